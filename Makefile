@@ -1,0 +1,52 @@
+# Works as the first command on a machine that has Python 3.11 or newer and make.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: install install-dev merge test check format adapters lock measure clean
+
+install: .venv/installed  ## the command, in .venv
+
+install-dev: .venv/installed-dev  ## and what the tests and the training of experts need
+
+merge: install  ## the main job on the embedded model and experts
+	$(BIN)/gopd-merge --experts adapters/math.lora adapters/code.lora --alpha 2 --overwrite
+
+test: install-dev  ## all tests, on the installed package
+	$(BIN)/python -Im pytest
+
+check: install-dev  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+adapters: install-dev  ## train the embedded base and both experts again (about 40 minutes on two cores)
+	$(BIN)/python adapters/recipe/train_base.py --output adapters/tiny-base
+	$(BIN)/python adapters/recipe/train_expert.py --domain math --rank 8 --targets all --steps 32 --output adapters/math.lora
+	$(BIN)/python adapters/recipe/train_expert.py --domain code --rank 4 --targets some --steps 36 --learning-rate 8e-4 --output adapters/code.lora
+	$(BIN)/python adapters/recipe/write_cards.py
+
+measure: install  ## the table of eval/README.md: five seeds at three reward scales (about 40 minutes)
+	$(BIN)/python eval/embedded_seeds.py
+	$(BIN)/python eval/tables.py
+
+lock: install-dev  ## pin what is installed
+	$(BIN)/pip freeze --exclude gopd-merge | sed 's/+cpu$$//' > requirements.lock
+
+clean:
+	rm -rf .venv merged.lora merged.lora.partial
+
+# torch comes first and exactly, so that no later package brings another build of it.
+.venv/installed: pyproject.toml requirements.lock $(shell find gopd_merge -name '*.py')
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/pip install --quiet --constraint requirements.lock .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install --quiet --constraint requirements.lock ".[dev,train]"
+	touch $@

@@ -1,0 +1,21 @@
+"""Merge LoRA experts of one base model into one adapter, by on-policy distillation with reward extrapolation."""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gopd_merge.config import MergeConfig
+    from gopd_merge.pipeline import MergeResult, merge
+
+__all__ = ["MergeConfig", "MergeResult", "merge"]
+__version__ = version("gopd-merge")
+
+_HOME = {"MergeConfig": "gopd_merge.config", "MergeResult": "gopd_merge.pipeline", "merge": "gopd_merge.pipeline"}
+
+
+def __getattr__(name: str) -> Any:  # torch is imported on first use, not by `import gopd_merge`
+    if name not in _HOME:
+        raise AttributeError(f"module 'gopd_merge' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME[name]), name)

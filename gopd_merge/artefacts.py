@@ -1,0 +1,105 @@
+"""What a run leaves behind: one folder that appears whole or not at all, its manifest, and the proof that it loads."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gopd_merge.distill.backbone import STUDENT, Backbone
+from gopd_merge.distill.rollout import encode
+from gopd_merge.errors import VerificationError
+from gopd_merge.plan import check_output
+
+VERSIONED = ("gopd-merge", "torch", "transformers", "peft", "bitsandbytes", "safetensors")
+READBACK = "readback"
+
+
+@contextmanager
+def new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `output` to write in; on success it becomes `output` by one rename, after everything reached the disk.
+
+    If the block raises, `output` is as it was and what had been written stays in OUTPUT.partial.
+    """
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    yield partial
+    for path in sorted(partial.rglob("*")):
+        _fsync(path)
+    _fsync(partial)
+    check_output(output, overwrite)  # it may have appeared meanwhile
+    replaced = output.with_name(output.name + ".replaced")
+    if output.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        output.rename(replaced)
+    partial.rename(output)
+    _fsync(output.absolute().parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one row to a JSON-lines file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write one readable JSON document."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def verify_adapter(backbone: Backbone, folder: Path, prompts: list[str]) -> None:
+    """Read the written adapter back with plain PEFT, beside the student on the same base: finite, and the same logits.
+
+    Raises VerificationError.
+    """
+    backbone.load_adapter(folder, READBACK)
+    try:
+        ids, mask = encode(backbone, prompts)
+        logits = {role: backbone.logits(backbone.hidden(role, ids, mask)[:, -1], role) for role in (STUDENT, READBACK)}
+    finally:
+        backbone.remove(READBACK)
+    if not logits[READBACK].isfinite().all():
+        raise VerificationError(f"{folder}: the merged adapter gives logits that are not finite; lower --learning-rate or --alpha")
+    if not torch.equal(logits[STUDENT], logits[READBACK]):
+        gap = (logits[STUDENT] - logits[READBACK]).abs().max().item()
+        raise VerificationError(
+            f"{folder}: read back, the adapter's logits differ by up to {gap:.2g} from those in memory; please report this"
+        )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, without host or user names."""
+    versions = {name: importlib.metadata.version(name) for name in VERSIONED}
+    hardware = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    )
+    return {"commit": _commit(), "python": platform.python_version(), **versions, "device": hardware}
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the command runs in, if it is one of gopd-merge."""
+    git = shutil.which("git")
+    if not git or not Path("gopd_merge/pipeline.py").is_file():
+        return None
+    done = subprocess.run(  # noqa: S603 - no part of the command comes from outside
+        [git, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or None
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

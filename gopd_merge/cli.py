@@ -1,0 +1,140 @@
+"""The command line: parse, call one function, print. The only place that prints, and the last to import torch."""
+
+import inspect
+import json
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import cyclopts
+from cyclopts import App, Group, Parameter
+
+import gopd_merge
+from gopd_merge.config import MergeConfig, make_config, read_config_file
+from gopd_merge.errors import GopdError, Interrupted
+
+if TYPE_CHECKING:
+    pass
+
+HELP = """Merge LoRA experts of one base model into one adapter, by on-policy distillation (G-OPD / ExOPD).
+
+    gopd-merge --experts adapters/math.lora adapters/code.lora --alpha 2
+
+    gopd-merge --experts math.lora code.lora --prompts math=m.jsonl code=c.jsonl --output merged.lora
+
+    gopd-merge --config merged.lora/merge.json --overwrite
+"""
+GROUPS = {name: Group(name, sort_key=index) for index, name in enumerate(("What to merge", "Output", "Training", "Machine"))}
+
+
+def build_app() -> App:
+    """The command with one flag per field of MergeConfig."""
+    app = App(name="gopd-merge", help=HELP, help_format="markdown", version=gopd_merge.__version__, help_on_error=False)
+    app["--help"].group = app["--version"].group = Group("Information", sort_key=9)
+
+    def run(**options: Any) -> None:
+        _merge(options)
+
+    run.__signature__ = _signature()  # type: ignore[attr-defined]
+    app.default(run)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 done, 1 failed, 2 refused, 128 + n stopped by signal n."""
+    app = build_app()
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not tokens:
+            app.help_print()
+            return 2
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except (GopdError, cyclopts.CycloptsError) as error:
+        print(f"gopd-merge: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code if isinstance(error, GopdError) else 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read stdout is gone; do not trip over it at exit
+        return 1
+    return 0
+
+
+def _signature() -> inspect.Signature:
+    parameters = []
+    for name, field in MergeConfig.model_fields.items():
+        extra: dict[str, Any] = field.json_schema_extra  # type: ignore[assignment]
+        shown = None if field.default in (None, {}, False) else field.default
+        kind = extra["cli_type"] or field.annotation
+        annotation = Annotated[
+            kind,
+            Parameter(
+                help=field.description,
+                group=GROUPS[extra["group"]],
+                consume_multiple=True,
+                negative=f"--no-{name}" if field.default is True else (),
+                show_default=(lambda _, shown=shown: f"{shown}") if shown is not None else False,
+            ),
+        ]
+        default = [] if extra["cli_type"] else field.default  # not passed on: what the user leaves out is left to MergeConfig
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+    other = {
+        "config": (Path | None, None, "options from this YAML file, or from a run's merge.json; flags given as well win", "What to merge"),
+        "json": (bool, False, "print the results as one JSON document", "Output"),
+        "quiet": (bool, False, "no progress, only the result", "Output"),
+    }
+    for name, (kind, value, text, group) in other.items():
+        annotation = Annotated[kind, Parameter(help=text, group=GROUPS[group], negative=(), show_default=False)]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=annotation))
+    return inspect.Signature(sorted(parameters, key=lambda p: p.name != "experts"))
+
+
+def _merge(options: dict[str, Any]) -> None:
+    as_json, quiet, file = (options.pop(name, default) for name, default in (("json", False), ("quiet", False), ("config", None)))
+    config = make_config((read_config_file(file) if file else {}) | options)
+    from gopd_merge.plan import read_inputs
+
+    inputs = read_inputs(config)  # refuses within a second, before torch is imported
+
+    _quieten_libraries()
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    from gopd_merge.pipeline import merge
+    from gopd_merge.report.progress import Progress, Silent
+
+    with Silent() if quiet else Progress() as listener:
+        try:
+            result = merge(config, listener, inputs)
+        except OSError as error:
+            raise GopdError(
+                f"{error.filename or config.output}: {error.strerror or error}; what was computed is in {config.output}.partial"
+            ) from error
+        except Interrupted as error:
+            raise Interrupted(
+                f"stopped; {config.output}.partial holds the student so far, {config.output} was not touched", error.exit_code - 128
+            ) from None
+    print(json.dumps(result.document, ensure_ascii=False) if as_json else _summary(result.table, config))
+
+
+def _summary(table: str, config: MergeConfig) -> str:
+    return f"{table}\n\n{config.output} written and verified".lstrip()
+
+
+def _stop(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+    raise Interrupted("stopped", number)
+
+
+def _quieten_libraries() -> None:
+    """Their progress bars and notices would hide ours; their errors still come through."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", module="(transformers|peft|bitsandbytes|torch)")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()

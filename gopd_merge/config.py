@@ -1,0 +1,183 @@
+"""Every option of the merge with its default, its help and its check.
+
+The command line's flags, the YAML file and `merge.json` are all made from `MergeConfig`; nothing else holds a default.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gopd_merge.errors import InputError
+
+DOMAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+def option(default: Any, help: str, group: str, cli_type: Any = None, **checks: Any) -> Any:
+    """A field of the config. `cli_type` is what the command line parses where that differs from the field's own type."""
+    return Field(default=default, description=help, json_schema_extra={"group": group, "cli_type": cli_type}, **checks)
+
+
+def expert_domain(path: str) -> str:
+    """The domain that an adapter's file name stands for: `some/where/math.lora` is `math`."""
+    return Path(path).name.split("@")[0].removesuffix(".lora")
+
+
+class MergeConfig(BaseModel):
+    """What to merge and how. Frozen; equal configs on equal inputs give equal adapters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    experts: dict[str, str] = option(
+        {},
+        "the LoRA adapters to merge: PATH or DOMAIN=PATH, each (the domain is the file's stem: math.lora is math)",
+        "What to merge",
+        list[str],
+    )
+    alpha: float | dict[str, float] = option(
+        2.0, "reward scale: 0 = base, 1 = the experts, above 1 = beyond them; one NUMBER, or DOMAIN=NUMBER each", "What to merge", list[str]
+    )
+    base: str | None = option(None, "folder or Hub id of the base model (default: the one that the experts name)", "What to merge")
+    prompts: dict[str, str] = option(
+        {}, "training prompts, DOMAIN=FILE.jsonl each (default: prompts/train.jsonl in the adapter's folder)", "What to merge", list[str]
+    )
+    output: Path = option(Path("merged.lora"), "folder to write the merged adapter to", "Output")
+    overwrite: bool = option(False, "replace the output folder if it exists", "Output")
+    eval: bool = option(True, "measure base, experts, average and the merge at the end", "Output")
+    eval_prompts: int = option(1000, "test prompts per domain for that (as many as there are, if fewer)", "Output", ge=1)
+
+    steps: int = option(40, "optimiser steps", "Training", ge=1)
+    batch_size: int = option(64, "prompts per step, shared equally by the domains (what does not divide is left out)", "Training", ge=1)
+    micro_batch_size: int = option(32, "sequences per forward pass of scoring and update; changes memory and time only", "Training", ge=1)
+    max_new_tokens: int = option(96, "longest response in tokens", "Training", ge=1)
+    learning_rate: float = option(1e-3, "AdamW's learning rate after warm-up", "Training", gt=0)
+    warmup_steps: int = option(4, "steps over which the learning rate rises to its value", "Training", ge=0)
+    max_grad_norm: float = option(1.0, "gradient norm above which a step is scaled down", "Training", gt=0)
+    lora_rank: int | None = option(
+        None, "rank of the merged adapter (default: the largest rank among the experts)", "Training", ge=1, le=4096
+    )
+    estimator: Literal["full", "sampled"] = option(
+        "full", "loss: full = exact KL over the vocabulary, sampled = the paper's policy gradient on the sampled token", "Training"
+    )
+    seed: int = option(0, "seed of prompts, sampling and the fresh adapter", "Training", ge=0, lt=2**31)
+
+    quantize: Literal["nf4", "none"] = option(
+        "nf4", "precision of the base in memory: 4-bit NF4, or as it is stored (float32 on CPU)", "Machine"
+    )
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to run", "Machine")
+    chunk_tokens: int = option(1024, "response tokens projected to the vocabulary at once", "Machine", ge=1)
+
+    @field_validator("experts", mode="before")
+    @classmethod
+    def _experts(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, Sequence):
+            named = _pairs("--experts", value, default_key=expert_domain)
+            value = dict(named)
+            if len(value) < len(named):
+                twice = next(d for d, _ in named if [n for n, _ in named].count(d) > 1)
+                raise ValueError(f"the domain {twice} is named twice; give one of them another name: {twice}2=PATH")
+        if isinstance(value, Mapping):
+            for domain in value:
+                if not DOMAIN_NAME.fullmatch(str(domain)):
+                    raise ValueError(f"{domain!r} cannot name a domain (a letter, then letters, digits, - or _); write DOMAIN=PATH")
+        return value
+
+    @field_validator("alpha", mode="before")
+    @classmethod
+    def _alpha(cls, value: Any) -> Any:
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            value = value[0] if len(value) == 1 and "=" not in str(value[0]) else dict(_pairs("--alpha", value))
+        if isinstance(value, Mapping):
+            return {domain: _number(number, f"{domain}=") for domain, number in value.items()}
+        return _number(value)
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _prompts(cls, value: Any) -> Any:
+        return value if isinstance(value, Mapping) else dict(_pairs("--prompts", value))
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "MergeConfig":
+        if not self.experts:
+            raise ValueError("experts: none given; name at least one LoRA adapter: --experts math.lora code.lora")
+        named = " and ".join(self.experts)
+        for flag, domains in (("--prompts", self.prompts), ("--alpha", self.alpha if isinstance(self.alpha, dict) else {})):
+            for domain in domains:
+                if domain not in self.experts:
+                    raise ValueError(f"{flag} names the domain {domain}, but the experts are {named}; use one of those")
+        if isinstance(self.alpha, dict) and (missing := [d for d in self.experts if d not in self.alpha]):
+            raise ValueError(f"--alpha has no value for {missing[0]}; add {missing[0]}=NUMBER, or give one number for all")
+        count = len(self.experts)
+        if self.batch_size < count:
+            raise ValueError(f"--batch-size {self.batch_size} leaves no prompt for some of the {count} experts; use {count} or more")
+        return self
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Domains in the order in which everything is computed, so that the order of the flags cannot matter."""
+        return tuple(sorted(self.experts))
+
+    def alpha_of(self, domain: str) -> float:
+        """λ of a domain. A domain without one is an error, never a default (raises KeyError)."""
+        return self.alpha[domain] if isinstance(self.alpha, dict) else self.alpha
+
+
+def _number(value: Any, label: str = "") -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"--alpha {label}{value} is not a number; expected 0 or more, such as 1.25") from None
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"--alpha {label}{value} must be finite and 0 or more; 1 copies the experts, 2 goes as far again")
+    return number
+
+
+def _pairs(flag: str, values: Sequence[str], default_key: Any = None) -> list[tuple[str, str]]:
+    pairs = []
+    for text in [values] if isinstance(values, str) else values:
+        key, equals, value = str(text).partition("=")
+        if equals and key and value:
+            pairs.append((key, value))
+        elif default_key and not equals:
+            pairs.append((default_key(text), str(text)))
+        else:
+            raise ValueError(f"{flag} {text} is not of the form DOMAIN=VALUE")
+    return pairs
+
+
+def make_config(options: Mapping[str, Any]) -> MergeConfig:
+    """A checked config. Raises InputError with one line when an option does not hold."""
+    try:
+        return MergeConfig.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        name = str(first["loc"][0]) if first["loc"] else ""
+        if first["type"] == "value_error":
+            raise InputError(message) from None
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{name} is not an option of the merge; see gopd-merge --help") from None
+        given = first["input"]
+        raise InputError(f"--{name.replace('_', '-')} {given}: {message[0].lower()}{message[1:]}") from None
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Options out of a YAML file, or out of a run's merge.json. Raises InputError."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path}: cannot be read ({error.strerror}); give an existing YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = f" (line {error.problem_mark.line + 1})" if getattr(error, "problem_mark", None) else ""
+        raise InputError(f"--config {path}: not valid YAML{where}; write one `option: value` a line") from None
+    if isinstance(content, dict) and isinstance(content.get("config"), dict):
+        content = content["config"]  # a merge.json
+    if not isinstance(content, dict):
+        raise InputError(f"--config {path}: expected `option: value` lines, found {type(content).__name__}")
+    return {str(key).replace("-", "_"): value for key, value in content.items()}

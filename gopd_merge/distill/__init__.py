@@ -1,0 +1,1 @@
+"""The method: roles on one backbone, target, loss, step."""

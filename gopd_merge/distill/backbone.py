@@ -1,0 +1,182 @@
+"""One base in memory, playing every role: an expert with its adapter on, the reference with all off, the student with a fresh one.
+
+A role is a name given to the backbone: `STUDENT`, `REFERENCE`, or `expert(domain)`. What is on is set in `role()` alone and
+restored on error; between calls the student is on, and only its adapter ever has gradients.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gopd_merge.errors import GopdError
+from gopd_merge.experts.intake import Expert
+from gopd_merge.experts.static import LAYER_PREFIX, Update
+
+STUDENT, REFERENCE = "student", "__base__"  # "__base__" is what PEFT calls a row of a batch without any adapter
+
+
+def expert(domain: str) -> str:
+    """The role of a domain's expert."""
+    return f"expert-{domain}"
+
+
+class Backbone:
+    """The base with all adapters on it. Always in evaluation mode: no dropout, so a role is one deterministic function."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, experts: Sequence[Expert]) -> None:
+        self.tokenizer = tokenizer
+        self.device = model.device
+        self._decoder = model.get_decoder()
+        self._head = model.get_output_embeddings()
+        self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        first, *others = experts
+        self.peft = PeftModel.from_pretrained(model, first.path, adapter_name=expert(first.domain))
+        self._can_mix = not any(e.uses_dora for e in experts)  # PEFT refuses DoRA in a mixed batch
+        for other in others:
+            self.load_adapter(other.path, expert(other.domain))
+        self._freeze()
+
+    def add_student(self, rank: int, targets: Sequence[str], seed: int) -> None:
+        """A fresh adapter, a no-op until it is trained, on every kind of module that an expert adapts; switched on."""
+        torch.manual_seed(seed)
+        self.peft.add_adapter(STUDENT, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), task_type="CAUSAL_LM"))
+        self._freeze()
+        self._check_head()
+
+    def add_updates(self, role: str, updates: dict[str, Update]) -> None:
+        """An adapter that is given by its updates, as `experts.static` makes them."""
+        ranks = {module: len(update.a) for module, update in updates.items()}
+        rank = max(ranks.values())
+        # With α = r everywhere the scale is 1, and b already holds it.
+        config = LoraConfig(
+            r=rank, lora_alpha=rank, rank_pattern=ranks, alpha_pattern=dict(ranks), target_modules=list(updates), task_type="CAUSAL_LM"
+        )
+        self.peft.add_adapter(role, config)
+        state = {f"{LAYER_PREFIX}{module}.lora_A.weight": update.a for module, update in updates.items()}
+        state |= {f"{LAYER_PREFIX}{module}.lora_B.weight": update.b for module, update in updates.items()}
+        loaded = set_peft_model_state_dict(self.peft, state, adapter_name=role)
+        if loaded.unexpected_keys:
+            raise GopdError(f"{role}: the base has no place for {loaded.unexpected_keys[0]}")
+        self._freeze()
+
+    def load_adapter(self, folder: Path, role: str) -> None:
+        """An adapter folder under a role of its own, read by PEFT."""
+        self.peft.load_adapter(folder, adapter_name=role)
+        self._freeze()
+
+    def remove(self, role: str) -> None:
+        """Delete a role's adapter."""
+        self.peft.delete_adapter(role)
+        self._freeze()
+
+    def student_parameters(self) -> list[torch.nn.Parameter]:
+        """Everything that is trained."""
+        return [parameter for name, parameter in self.peft.named_parameters() if f".{STUDENT}." in name]
+
+    @contextmanager
+    def role(self, role: str) -> Iterator[PeftModel]:
+        """The model as that role, for generation or scoring without gradient. Afterwards the student is on again."""
+        try:
+            if role == REFERENCE:
+                with self.peft.disable_adapter():
+                    yield self.peft
+            else:
+                self.peft.base_model.set_adapter(role, inference_mode=role != STUDENT)
+                yield self.peft
+        finally:
+            self._freeze()
+
+    def hidden(self, roles: Sequence[str] | str, ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Last hidden states (B, T, H), as the head receives them; row b is computed by `roles[b]`.
+
+        Gradients flow only where every row is the student's.
+        """
+        if isinstance(roles, str):
+            roles = [roles] * len(ids)
+        distinct = sorted(set(roles))
+        if distinct == [STUDENT]:
+            return self._forward(ids, attention_mask)
+        with torch.no_grad():
+            if self._can_mix:
+                return self._forward(ids, attention_mask, adapter_names=list(roles))
+            parts = {}
+            for role in distinct:
+                rows = torch.tensor([index for index, r in enumerate(roles) if r == role], device=ids.device)
+                with self.role(role):
+                    parts[role] = (rows, self._forward(ids[rows], attention_mask[rows]))
+            hidden = torch.empty(len(roles), *next(iter(parts.values()))[1].shape[1:], device=ids.device)
+            for rows, part in parts.values():
+                hidden[rows] = part.to(hidden.dtype)
+            return hidden
+
+    @property
+    def head_is_shared(self) -> bool:
+        """Whether all roles project hidden states alike and linearly, so that mixing hidden states mixes logits."""
+        return self._softcap is None and not hasattr(self._head_module(), "lora_A")
+
+    def logits(self, hidden: Tensor, role: str = STUDENT) -> Tensor:
+        """(n, H) hidden states of a role to (n, V) logits, in float32: rounding is amplified by λ + |1 − λ|."""
+        if self.head_is_shared:
+            bias = self._head.bias
+            return F.linear(hidden.float(), self._head.weight.float(), None if bias is None else bias.float())
+        head = self._head_module()
+        if role == STUDENT:
+            logits = head(hidden.to(self._head.weight.dtype)).float()
+        else:
+            with self.role(role):
+                logits = head(hidden.to(self._head.weight.dtype)).float()
+        return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
+
+    def save_student(self, folder: Path, base_name: str) -> None:
+        """The student as a plain PEFT adapter: adapter_config.json and adapter_model.safetensors."""
+        config = self.peft.peft_config[STUDENT]
+        config.base_model_name_or_path = base_name
+        self.peft.save_pretrained(folder, selected_adapters=[STUDENT])
+        for file in (folder / STUDENT).iterdir():  # PEFT puts every adapter but "default" in a folder of its own
+            file.rename(folder / file.name)
+        (folder / STUDENT).rmdir()
+
+    def _head_module(self) -> torch.nn.Module:
+        return self.peft.get_base_model().get_output_embeddings()
+
+    def _forward(self, ids: Tensor, attention_mask: Tensor, adapter_names: list[str] | None = None) -> Tensor:
+        captured: list[Tensor] = []
+        handle = self._decoder.register_forward_hook(lambda module, inputs, output: captured.append(output[0]))
+        try:
+            self.peft(
+                input_ids=ids,
+                attention_mask=attention_mask,
+                position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),  # left padding must not move a token
+                use_cache=False,
+                logits_to_keep=1,
+                **({"adapter_names": adapter_names} if adapter_names else {}),
+            )
+        finally:
+            handle.remove()
+        return captured[0]  # (B, T, H)
+
+    def _freeze(self) -> None:
+        """The student on (once there is one), and gradients for its adapter alone: PEFT's switching turns on others' as well."""
+        if STUDENT in self.peft.peft_config:
+            self.peft.base_model.set_adapter(STUDENT)
+        for name, parameter in self.peft.named_parameters():
+            parameter.requires_grad_(f".{STUDENT}." in name)
+        self.peft.eval()
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Raises GopdError where the model does more to its logits than the head and a soft-cap."""
+        ids = torch.arange(8, device=self.device).unsqueeze(0)  # (1, 8)
+        mask = torch.ones_like(ids)
+        expected = self.peft(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
+        found = self.logits(self.hidden(STUDENT, ids, mask)[0])
+        if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
+            raise GopdError(
+                f"{type(self.peft.get_base_model()).__name__} changes its logits after the output head, which is not supported yet"
+            )

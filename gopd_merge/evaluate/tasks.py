@@ -1,0 +1,40 @@
+"""A benchmark: questions of one domain, asked of a model and graded."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gopd_merge.distill.rollout import Answers
+from gopd_merge.evaluate.graders import Question, grade
+
+Respond = Callable[[Sequence[str]], Answers]  # prompts -> their answers, in order
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions of one domain. Every model is asked the same ones in the same order, so that results can be paired."""
+
+    domain: str
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one model did on a task; entry i speaks of question i."""
+
+    correct: tuple[bool, ...]
+    lengths: tuple[int, ...]  # tokens
+    capped: tuple[bool, ...]
+
+
+def ask(task: Task, respond: Respond, batch_size: int) -> Outcome:
+    """One answer to each question."""
+    correct: list[bool] = []
+    lengths: list[int] = []
+    capped: list[bool] = []
+    for start in range(0, len(task.questions), batch_size):
+        questions = task.questions[start : start + batch_size]
+        answers = respond([question.prompt for question in questions])
+        correct += [grade(question, text) for question, text in zip(questions, answers.texts, strict=True)]
+        lengths += answers.lengths
+        capped += answers.capped
+    return Outcome(tuple(correct), tuple(lengths), tuple(capped))

@@ -1,0 +1,1 @@
+"""What comes in: adapters, the base, and merging by arithmetic."""

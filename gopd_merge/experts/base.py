@@ -1,0 +1,113 @@
+"""The one base that all experts share: which one it is, whether they fit it, and loading it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+
+from gopd_merge.errors import GopdError, InputError
+from gopd_merge.experts.intake import Expert
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Base:
+    """`name` is what the experts' configs say (and the merged adapter's will); `location` is where it is loaded from."""
+
+    name: str
+    location: str  # a local folder, or a Hub id
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder on this machine."""
+        return Path(self.location).is_dir()
+
+
+def resolve_base(experts: list[Expert], override: str | None) -> Base:
+    """The base of all experts. Raises InputError when they name different ones, or when their shapes do not fit it."""
+    first = experts[0]
+    located = {expert.domain: _locate(expert.base_name, expert.path) for expert in experts}
+    for expert in experts[1:]:
+        if override is None and located[expert.domain] != located[first.domain]:
+            raise InputError(
+                f"{expert.path} was trained on {expert.base_name}, {first.path} on {first.base_name}; experts must share one base. "
+                f"Train {expert.path.name} on {first.base_name}, or merge it with experts of its own base"
+            )
+    base = Base(override or first.base_name, _locate(override, Path.cwd()) if override else located[first.domain])
+    if base.is_local:
+        shapes = _linear_shapes(Path(base.location))
+        for expert in experts:
+            _check_shapes(expert, shapes, base)
+    elif _looks_like_path(base.name):
+        raise InputError(f"{base.name}: no such folder, but the experts name it as their base; say where it is with --base FOLDER")
+    return base
+
+
+def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """The frozen base and its tokenizer, in evaluation mode: NF4 with double quantisation, or as stored (float32 on CPU)."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    compute_dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    quantization = None
+    if quantize == "nf4":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute_dtype
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.location)
+        model = AutoModelForCausalLM.from_pretrained(
+            base.location, quantization_config=quantization, dtype=compute_dtype, device_map={"": device}, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise GopdError(f"{base.location}: the base cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.requires_grad_(False)
+    return model.eval(), tokenizer
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") != 1
+
+
+def _locate(name: str, adapter: Path) -> str:
+    """A folder of that name below the working directory or beside one of the adapter's parents, else the name as a Hub id."""
+    for parent in (Path(), *adapter.resolve().parents):
+        if (parent / name / "config.json").is_file():
+            return str((parent / name).resolve())
+    return name
+
+
+def _linear_shapes(folder: Path) -> dict[str, list[int]]:
+    """Shape of every weight of a local base, from the headers of its safetensors files."""
+    shapes: dict[str, list[int]] = {}
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder}: holds no .safetensors weights; save the base with save_pretrained")
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        for file in files:
+            with safe_open(file, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a dict
+                    shapes[name] = tensors.get_slice(name).get_shape()
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{folder}: the base is not readable ({error}); copy it again") from None
+    return shapes
+
+
+def _check_shapes(expert: Expert, shapes: dict[str, list[int]], base: Base) -> None:
+    tied = {"lm_head": "model.embed_tokens"}  # tied heads are stored once
+    for module, (_, inputs, outputs) in expert.modules.items():
+        weight = shapes.get(f"{module}.weight") or shapes.get(f"{tied.get(module)}.weight")
+        if weight is None:
+            raise InputError(f"{expert.path} adapts {module}, which {base.name} does not have; is it an expert of another base?")
+        if sorted(weight) != sorted((inputs, outputs)):
+            raise InputError(
+                f"{expert.path} was trained on another base: its {module} is {inputs} -> {outputs}, that of {base.name} "
+                f"has the shape {' x '.join(map(str, weight))}; use experts of one base, or name theirs with --base"
+            )

@@ -1,0 +1,258 @@
+"""The main job, read from top to bottom: check, load one base, let the student answer and its teachers score, save, measure."""
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gopd_merge import artefacts
+from gopd_merge.config import MergeConfig
+from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert
+from gopd_merge.distill.objective import ESTIMATORS
+from gopd_merge.distill.rollout import answers, generate
+from gopd_merge.distill.target import score
+from gopd_merge.distill.update import accumulate_gradient, domain_metrics, optimizer_step
+from gopd_merge.errors import GopdError
+from gopd_merge.evaluate.statistics import Comparison, Result, compare, wilson_interval
+from gopd_merge.evaluate.tasks import Outcome, Task, ask
+from gopd_merge.experts.base import load_base
+from gopd_merge.experts.static import check_values, load_updates, weighted_sum
+from gopd_merge.plan import MANIFEST, Inputs, read_inputs
+from gopd_merge.prompts.mixing import PromptMixer
+
+AVERAGE = "average"
+EVAL_BATCH = 250  # questions answered at once
+SCHEMA = 1
+
+
+class Listener:
+    """What a merge tells while it runs. The command line draws it; the default ignores it."""
+
+    def started(self, config: MergeConfig, inputs: Inputs) -> None: ...
+    def phase(self, text: str) -> None: ...
+    def step(self, step: int, steps: int, metrics: Mapping[str, Any]) -> None: ...
+    def evaluating(self, done: int, total: int, method: str) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What a merge made. `results` and `comparisons` are empty without evaluation."""
+
+    output: Path
+    results: tuple[Result, ...]
+    comparisons: tuple[Comparison, ...]
+    document: Mapping[str, Any]  # what --json prints
+
+    @property
+    def table(self) -> str:
+        """The results as the command line prints them."""
+        from gopd_merge.report.terminal import results_text
+
+        return results_text(self.results, self.comparisons)
+
+
+class Clock:
+    """Seconds by phase. Phases may be entered again and again, but not inside each other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
+
+    def rounded(self) -> dict[str, float]:
+        total = time.perf_counter() - self._started
+        return {phase: round(seconds, 2) for phase, seconds in {**self.seconds, "total": total}.items()}
+
+
+def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs | None = None) -> MergeResult:
+    """Merge the experts into one adapter at `config.output`.
+
+    Raises:
+        InputError: something given is refused; nothing was computed.
+        GopdError: the run failed; what was computed is in OUTPUT.partial.
+    """
+    listener = listener or Listener()
+    clock = Clock()
+    inputs = inputs or read_inputs(config)
+    for one in inputs.experts:
+        check_values(one)
+    listener.started(config, inputs)
+
+    with artefacts.new_folder(config.output, config.overwrite) as folder:
+        listener.phase("loading the base")
+        with clock.measure("load"):
+            backbone = load_backbone(config, inputs)
+        try:
+            metrics, tokens = distill(backbone, config, inputs, folder / "metrics.jsonl", clock, listener)
+        finally:  # an interrupted run leaves the student as it was after its last full step
+            backbone.save_student(folder, inputs.base.name)
+        artefacts.verify_adapter(backbone, folder, [p.prompt for s in inputs.prompts for p in s.prompts[:4]])
+        results, comparisons = evaluate(backbone, config, inputs, clock, listener)
+
+        document = {
+            "schema": SCHEMA,
+            "output": str(config.output),
+            "results": [asdict(result) for result in results],
+            "comparisons": [asdict(comparison) for comparison in comparisons],
+            "seconds": clock.rounded(),
+            "peak_memory_bytes": peak_memory(backbone.device),
+            "tokens": tokens,
+            "environment": artefacts.environment(backbone.device),
+        }
+        artefacts.write_json(folder / MANIFEST, manifest(config, inputs, metrics) | document)
+    return MergeResult(config.output, tuple(results), tuple(comparisons), document)
+
+
+def load_backbone(config: MergeConfig, inputs: Inputs) -> Backbone:
+    """The one base with all experts and a fresh student on it."""
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load_base(inputs.base, config.quantize, device)
+    backbone = Backbone(model, tokenizer, inputs.experts)
+    backbone.add_student(inputs.lora_rank, inputs.targets, config.seed)
+    return backbone
+
+
+def distill(
+    backbone: Backbone, config: MergeConfig, inputs: Inputs, log: Path, clock: Clock, listener: Listener
+) -> tuple[dict[str, Any], int]:
+    """The loop: sample, score, update, log. Returns the last step's metrics and the number of response tokens seen."""
+    mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed)
+    alphas = {domain: config.alpha_of(domain) for domain in config.domains}
+    estimator = ESTIMATORS[config.estimator]
+    parameters = backbone.student_parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (config.warmup_steps + 1)))
+    torch.manual_seed(config.seed)
+    row: dict[str, Any] = {}
+    tokens = 0
+
+    for step in range(config.steps):
+        started = time.perf_counter()
+        texts, domains = mixer.batch(step)
+        with clock.measure("rollout"):
+            rollout = generate(backbone, STUDENT, texts, domains, config.max_new_tokens)
+        with clock.measure("score"):
+            target = score(backbone, rollout, alphas, config.micro_batch_size)
+        with clock.measure("update"):
+            statistics = accumulate_gradient(backbone, rollout, target, estimator, config.micro_batch_size, config.chunk_tokens)
+            grad_norm = optimizer_step(parameters, optimizer, config.max_grad_norm)
+            warmup.step()
+        tokens += rollout.num_tokens
+        row = {
+            "step": step + 1,
+            "kl_to_target": float(statistics.kl.mean()),
+            "grad_norm": grad_norm,
+            "tokens_per_second": rollout.num_tokens / (time.perf_counter() - started),
+            "memory_bytes": peak_memory(backbone.device),
+            "domains": domain_metrics(rollout, target, statistics),
+        }
+        artefacts.append_json_line(log, row)
+        listener.step(step + 1, config.steps, row)
+        if not grad_norm < float("inf"):
+            raise GopdError(f"step {step + 1}: the gradient is not finite; lower --learning-rate or --alpha (see {log})")
+    return row, tokens
+
+
+def evaluate(
+    backbone: Backbone, config: MergeConfig, inputs: Inputs, clock: Clock, listener: Listener
+) -> tuple[list[Result], list[Comparison]]:
+    """Base, experts, exact average and merge on the same test questions, at temperature 1."""
+    tasks = [Task(s.domain, s.prompts[: config.eval_prompts]) for s in inputs.test_prompts]
+    for domain in sorted(set(config.domains) - {task.domain for task in tasks}) if config.eval else ():
+        listener.note(f"{domain}: not measured, no prompts/test.jsonl comes with its adapter")
+    if not tasks:
+        return [], []
+    merged = "opd" if all(config.alpha_of(d) == 1 for d in config.domains) else "exopd"
+    roles = {"base": REFERENCE} | {f"expert:{e.domain}": expert(e.domain) for e in inputs.experts}
+    if all(e.is_plain for e in inputs.experts):
+        updates = [load_updates(e) for e in inputs.experts]
+        backbone.add_updates(AVERAGE, weighted_sum(updates, [1 / len(updates)] * len(updates)))
+        roles[AVERAGE] = AVERAGE
+    else:
+        listener.note("exact average: not defined for these experts (DoRA or adapted embeddings are no plain weight update)")
+    roles[merged] = STUDENT
+
+    outcomes: dict[tuple[str, str], Outcome] = {}
+    for method, role in roles.items():
+        for task in tasks:
+            listener.evaluating(len(outcomes), len(roles) * len(tasks), f"{method} on {task.domain}")
+            with clock.measure("evaluate"):
+                outcomes[method, task.domain] = measure(backbone, role, task, config)
+    results = [
+        _result(method, task.domain, outcomes[method, task.domain], config) for method in roles for task in tasks
+    ]  # fmt: skip
+    comparisons = []
+    if AVERAGE in roles:
+        pairs = {t.domain: (outcomes[merged, t.domain].correct, outcomes[AVERAGE, t.domain].correct) for t in tasks}
+        comparisons = compare(merged, AVERAGE, pairs)
+    return results, comparisons
+
+
+def measure(backbone: Backbone, role: str, task: Task, config: MergeConfig, temperature: float = 1.0) -> Outcome:
+    """One sampled (or, at temperature 0, greedy) answer of `role` to each question; the same for the same seed."""
+    torch.manual_seed(config.seed)
+
+    def respond(prompts: Any) -> Any:
+        rollout = generate(backbone, role, prompts, [task.domain] * len(prompts), config.max_new_tokens, temperature)
+        return answers(backbone, rollout)
+
+    return ask(task, respond, EVAL_BATCH)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the GPU's peak allocation, or on CPU the largest resident size of the process so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _result(method: str, domain: str, outcome: Outcome, config: MergeConfig) -> Result:
+    n, correct = len(outcome.correct), sum(outcome.correct)
+    low, high = wilson_interval(correct, n)
+    is_merge = method in ("opd", "exopd")
+    return Result(
+        suite="own prompts",
+        domain=domain,
+        method=method,
+        parameters={"weights": "1/n"} if method == AVERAGE else None,
+        alpha=config.alpha_of(domain) if is_merge else None,
+        split="test",
+        seed=config.seed,
+        n=n,
+        k=1,
+        temperature=1.0,
+        score=correct / n,
+        low=low,
+        high=high,
+        length_mean=sum(outcome.lengths) / n,
+        length_capped=sum(outcome.capped) / n,
+    )
+
+
+def manifest(config: MergeConfig, inputs: Inputs, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What merge.json holds besides the result document: inputs, options, final metrics."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "inputs": {
+            e.domain: {"path": str(e.path), "sha256": e.sha256, "rank": e.rank, "targets": list(e.targets), "prompts": len(s.prompts)}
+            for e, s in zip(inputs.experts, inputs.prompts, strict=True)
+        },
+        "base": {"name": inputs.base.name, "quantization": config.quantize},
+        "student": {"rank": inputs.lora_rank, "targets": list(inputs.targets)},
+        "final_metrics": metrics,
+    }

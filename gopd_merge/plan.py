@@ -1,0 +1,57 @@
+"""What a run will use, read and checked from configs and headers alone: no model, no torch, about a second."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gopd_merge.config import MergeConfig
+from gopd_merge.errors import InputError
+from gopd_merge.experts.base import Base, resolve_base
+from gopd_merge.experts.intake import Expert, read_experts
+from gopd_merge.prompts.sources import PromptSet, graded_prompts, training_prompts
+
+MANIFEST = "merge.json"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a merge reads, checked. Experts and prompts in order of domain."""
+
+    experts: tuple[Expert, ...]
+    base: Base
+    prompts: tuple[PromptSet, ...]
+    test_prompts: tuple[PromptSet, ...]  # of the domains that can be graded
+    lora_rank: int
+    targets: tuple[str, ...]  # what the student adapts: every kind of module that an expert adapts
+
+
+def read_inputs(config: MergeConfig) -> Inputs:
+    """Raises InputError, one line, for whatever the merge would refuse."""
+    check_output(config.output, config.overwrite)
+    experts = read_experts(config.experts)
+    base = resolve_base(experts, config.base)
+    prompts = [training_prompts(e.domain, e.path, config.prompts.get(e.domain)) for e in experts]
+    graded = [graded_prompts(e.domain, e.path, "test") for e in experts] if config.eval else []
+    return Inputs(
+        experts=tuple(experts),
+        base=base,
+        prompts=tuple(prompts),
+        test_prompts=tuple(found for found in graded if found is not None),
+        lora_rank=config.lora_rank or max(e.rank for e in experts),
+        targets=tuple(sorted({target for e in experts for target in e.targets})),
+    )
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raises InputError unless a folder of that name can be made, or replaced where that was asked for."""
+    if output.exists() or output.is_symlink():
+        if not overwrite:
+            raise InputError(f"{output} exists; add --overwrite to replace it, or choose another --output")
+        is_ours = output.is_dir() and not output.is_symlink() and ((output / MANIFEST).is_file() or not any(output.iterdir()))
+        if not is_ours:
+            raise InputError(f"{output} was not written by gopd-merge, so --overwrite will not delete it; choose another --output")
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise InputError(f"{parent}: no such folder to write {output.name} in; make it, or choose another --output")
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{parent}: no permission to write {output.name} there; choose another --output")

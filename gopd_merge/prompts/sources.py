@@ -1,0 +1,87 @@
+"""Prompts out of JSON lines: a file of the user's, or the ones that come with an adapter."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gopd_merge.errors import InputError
+
+
+class Case(BaseModel):
+    """One hidden case of a code prompt: f(*args) must equal `expected`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    args: list[Any]
+    expected: Any
+
+
+class Prompt(BaseModel):
+    """One line of a prompt file. `answer` or `cases` make it gradable; other keys are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", coerce_numbers_to_str=True)
+    prompt: str
+    answer: str | None = None
+    cases: list[Case] | None = None
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The prompts of one domain."""
+
+    domain: str
+    path: Path
+    prompts: tuple[Prompt, ...]
+
+
+def read_prompts(domain: str, path: Path) -> PromptSet:
+    """Raises InputError, one line, when the file is missing, empty, or has a line that is no prompt."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); name a file with --prompts {domain}=FILE.jsonl") from None
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            prompts.append(_parse(path, number, line))
+    if not prompts:
+        raise InputError(f'{path}: holds no prompts; write one {{"prompt": "…"}} a line')
+    return PromptSet(domain, path, tuple(prompts))
+
+
+def training_prompts(domain: str, adapter: Path, override: str | None) -> PromptSet:
+    """The named file, else the prompts that come with the adapter."""
+    own = adapter / "prompts" / "train.jsonl"
+    if override is None and not own.is_file():
+        raise InputError(f"{adapter}: no prompts come with this adapter ({own} is missing); name some with --prompts {domain}=FILE.jsonl")
+    return read_prompts(domain, Path(override) if override else own)
+
+
+def graded_prompts(domain: str, adapter: Path, split: str) -> PromptSet | None:
+    """The adapter's own prompts of a split, if all of them can be graded; None if it has none. Raises as `read_prompts`."""
+    path = adapter / "prompts" / f"{split}.jsonl"
+    if not path.is_file():
+        return None
+    found = read_prompts(domain, path)
+    for number, prompt in enumerate(found.prompts, start=1):
+        if prompt.answer is None and prompt.cases is None:
+            raise InputError(f"{path}: prompt {number} has neither an answer nor cases to grade by; add one of them, or use --no-eval")
+    return found
+
+
+def _parse(path: Path, number: int, line: bytes) -> Prompt:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f'{path}: line {number} is not JSON ({error}); write one {{"prompt": "…"}} a line') from None
+    try:
+        prompt = Prompt.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise InputError(f'{path}: line {number}: {where}: {first["msg"]}; write one {{"prompt": "…"}} a line') from None
+    if not prompt.prompt.strip():
+        raise InputError(f"{path}: line {number}: the prompt is empty; remove the line")
+    return prompt

@@ -1,0 +1,1 @@
+"""What people read. Imports no torch."""

@@ -1,0 +1,97 @@
+"""The live view of a merge on stderr: inputs, a progress bar, what is being measured. No torch.
+
+Without a terminal there is no bar and no colour; a line every tenth of the steps says how far it is.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from gopd_merge.report.terminal import columns
+
+
+class Silent:
+    """Says nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def started(self, config: Any, inputs: Any) -> None: ...
+    def phase(self, text: str) -> None: ...
+    def step(self, step: int, steps: int, metrics: Mapping[str, Any]) -> None: ...
+    def evaluating(self, done: int, total: int, method: str) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Progress(Silent):
+    """Draws on stderr."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = Bar(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"), TimeRemainingColumn(),
+            console=self._console, disable=not self._console.is_terminal, transient=True,
+        )  # fmt: skip
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def started(self, config: Any, inputs: Any) -> None:
+        rows = [
+            [
+                "experts" if i == 0 else "",
+                e.domain,
+                f"rank {e.rank}",
+                ",".join(t.removesuffix("_proj") for t in e.targets),
+                f"sha256 {e.sha256[:8]}",
+            ]
+            for i, e in enumerate(inputs.experts)
+        ]
+        self._print(columns(rows))
+        precision = "NF4" if config.quantize == "nf4" else "full precision"
+        self._print(f"base     {inputs.base.name}, {precision}, once in memory; reference: the same, adapters off")
+        self._print("prompts  " + " · ".join(f"{s.domain} {len(s.prompts):,}" for s in inputs.prompts))
+        alphas = ", ".join(f"{d} {config.alpha_of(d):g}" for d in config.domains) if isinstance(config.alpha, dict) else f"{config.alpha:g}"
+        self._print(
+            f"plan     {config.steps} steps × {config.batch_size} prompts, α = {alphas}; student: fresh LoRA, rank {inputs.lora_rank}"
+        )
+
+    def phase(self, text: str) -> None:
+        self._print(text)
+
+    def note(self, text: str) -> None:
+        self._print(f"note     {text}")
+
+    def step(self, step: int, steps: int, metrics: Mapping[str, Any]) -> None:
+        detail = "KL to target " + " · ".join(f"{d} {m['kl_to_target']:.4f}" for d, m in metrics["domains"].items())
+        rewards = [f"{d} {m['reward']:+.3f}" for d, m in metrics["domains"].items() if m["reward"] is not None]
+        detail += (", reward " + " · ".join(rewards) if rewards else "") + f", {metrics['tokens_per_second']:,.0f} tokens/s"
+        self._advance("merging", step, steps, detail)
+        if not self._console.is_terminal and (step == steps or step % max(1, steps // 10) == 0):
+            self._print(f"step {step}/{steps}  {detail}")
+
+    def evaluating(self, done: int, total: int, method: str) -> None:
+        self._advance("measuring", done, total, method)
+        if not self._console.is_terminal:
+            self._print(f"measuring {done + 1}/{total}: {method}")
+
+    def _advance(self, phase: str, done: int, total: int, detail: str) -> None:
+        if self._task is None or self._bar.tasks[-1].description != phase:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(phase, total=total, detail="")
+        self._bar.update(self._task, completed=done, detail=detail)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, markup=False)

@@ -1,0 +1,53 @@
+"""What a person reads in the terminal, as plain text: the inputs before the run, the table after it. No torch."""
+
+from collections.abc import Iterable, Sequence
+
+from gopd_merge.evaluate.statistics import Comparison, Result
+
+NAMES = {"base": "base", "average": "exact average", "opd": "merged", "exopd": "merged"}
+
+
+def method_name(result: Result) -> str:
+    """The row's label: `math expert`, `merged, α = 2`."""
+    if result.method.startswith("expert:"):
+        return f"{result.method.removeprefix('expert:')} expert"
+    name = NAMES.get(result.method, result.method.replace("_", " "))
+    return name if result.alpha is None else f"{name}, α = {result.alpha:g}"
+
+
+def results_text(results: Sequence[Result], comparisons: Sequence[Comparison]) -> str:
+    """The table of accuracies with their 95 % intervals, and one sentence on merge against average."""
+    if not results:
+        return ""
+    domains = list(dict.fromkeys(r.domain for r in results))
+    methods = list(dict.fromkeys(r.method for r in results))
+    cell = {(r.method, r.domain): r for r in results}
+    counts = {r.n for r in results}
+    n = f"{counts.pop():,} each" if len(counts) == 1 else ", ".join(f"{cell[methods[0], d].n:,} {d}" for d in domains)
+    table = [[f"accuracy, temperature {results[0].temperature:g}, n = {n}", *domains]]
+    for method in methods:
+        alphas = {cell[method, d].alpha for d in domains}
+        label = method_name(cell[method, domains[0]]) if len(alphas) == 1 else NAMES[method]
+        table.append([f"  {label}", *(_score(cell[method, d], len(alphas) > 1) for d in domains)])
+    return "\n".join([columns(table), "", *verdict_lines(comparisons)]).rstrip()
+
+
+def verdict_lines(comparisons: Iterable[Comparison]) -> list[str]:
+    """One line a domain: by how much the merge differs from the average, and whether that is more than chance."""
+    lines = []
+    for c in comparisons:
+        word = "better than" if c.better else "worse than" if c.difference < 0 and c.p < 0.05 else "no clear difference from"
+        p = f"p = {c.p:.3f}" if c.p >= 0.001 else "p < 0.001"
+        lines.append(f"  {c.domain}: {word} the exact average ({c.difference * 100:+.1f} points, paired exact test, {p})")
+    return lines
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text with their columns aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _score(result: Result, with_alpha: bool) -> str:
+    alpha = f" α = {result.alpha:g}" if with_alpha else ""
+    return f"{result.score * 100:.1f} % ({result.low * 100:.1f}–{result.high * 100:.1f}){alpha}"

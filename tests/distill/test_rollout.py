@@ -1,0 +1,93 @@
+"""The student samples from its own full distribution, and every column of a rollout speaks of the same token."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone
+from gopd_merge.distill.rollout import answers, encode, generate
+from gopd_merge.experts.base import Base, load_base
+from gopd_merge.experts.intake import read_experts
+
+
+def test_the_response_ends_with_its_first_end_token_and_padding_is_masked(float_backbone, questions):
+    torch.manual_seed(0)
+    rollout = generate(float_backbone, STUDENT, *questions, max_new_tokens=60)
+    end, pad = float_backbone.tokenizer.eos_token_id, float_backbone.tokenizer.pad_token_id
+    response = rollout.ids[:, rollout.prompt_width :]
+    assert rollout.response_mask.any(1).all()
+    for row, mask, is_capped in zip(response.tolist(), rollout.response_mask.tolist(), rollout.capped.tolist(), strict=True):
+        kept = [token for token, keep in zip(row, mask, strict=True) if keep]
+        assert row[: len(kept)] == kept
+        assert end not in kept[:-1]
+        assert is_capped == (kept[-1] != end)
+        assert set(row[len(kept) :]) <= {pad}
+
+
+def test_a_short_limit_is_reported_as_capped(float_backbone, questions):
+    rollout = generate(float_backbone, REFERENCE, *questions, max_new_tokens=3)
+    assert rollout.capped.all()
+    assert answers(float_backbone, rollout).lengths == (3, 3, 3, 3)
+
+
+def test_the_hidden_states_that_predict_a_response_are_one_column_to_its_left(float_backbone, questions):
+    """Greedy decoding is the argmax of what `predicting` picks, at every token; any other column would break that."""
+    rollout = generate(float_backbone, STUDENT, *questions, max_new_tokens=40, temperature=0.0)
+    hidden = rollout.predicting(float_backbone.hidden(STUDENT, rollout.ids, rollout.attention_mask))
+    assert torch.equal(float_backbone.logits(hidden).argmax(-1), rollout.response_ids())
+
+
+def test_slices_of_a_rollout_hold_the_same_tokens(float_backbone, questions):
+    rollout = generate(float_backbone, STUDENT, *questions, max_new_tokens=40)
+    parts = [rollout.rows(start, start + 3) for start in (0, 3)]
+    assert torch.equal(torch.cat([part.response_ids() for part in parts]), rollout.response_ids())
+    assert sum(part.num_tokens for part in parts) == rollout.num_tokens
+
+
+@pytest.fixture(scope="module")
+def biased_backbone(adapters, tmp_path_factory):
+    """The embedded base with a generation_config.json that would cut and sharpen the distribution."""
+    base = shutil.copytree(adapters / "tiny-base", tmp_path_factory.mktemp("biased") / "tiny-base")
+    path = base / "generation_config.json"
+    cuts = {"do_sample": True, "temperature": 0.1, "top_k": 2, "top_p": 0.3, "repetition_penalty": 3.0, "min_new_tokens": 30}
+    path.write_text(json.dumps(json.loads(path.read_text()) | cuts))
+    experts = read_experts({"math": str(adapters / "math.lora")})
+    backbone = Backbone(*load_base(Base(str(base), str(base)), "none", "cpu"), experts)
+    backbone.add_student(4, ["q_proj"], seed=0)
+    return backbone
+
+
+def test_the_bases_own_generation_settings_do_not_touch_the_distribution(float_backbone, biased_backbone, questions):
+    found = []
+    for backbone in (float_backbone, biased_backbone):
+        torch.manual_seed(0)
+        found.append(generate(backbone, REFERENCE, questions[0] * 20, questions[1] * 20, max_new_tokens=30).ids)
+    assert torch.equal(*found)
+    with biased_backbone.role(REFERENCE) as model:  # the control: those settings do cut, where they are let
+        torch.manual_seed(0)
+        ids, mask = encode(biased_backbone, questions[0] * 20)
+        cut = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=30)
+    assert cut.shape != found[0].shape or not torch.equal(cut, found[0])
+
+
+def test_sampled_tokens_have_the_models_probabilities(float_backbone):
+    """2,000 first tokens of one prompt: a chi-square test against the softmax that the target is computed from."""
+    from scipy.stats import chisquare
+
+    prompt = "Tom has 5 pens. Tom then has twice as many. Tom lends 3 to Ana. How many pens are left?"
+    torch.manual_seed(0)
+    prefix_ids, _ = encode(float_backbone, [prompt])
+    worked = torch.tensor([float_backbone.tokenizer("5 ", add_special_tokens=False)["input_ids"][:1]])
+    ids, mask = torch.cat([prefix_ids, worked], 1), torch.ones(1, prefix_ids.shape[1] + 1, dtype=torch.long)
+    p = float_backbone.logits(float_backbone.hidden(REFERENCE, ids, mask)[:, -1]).softmax(-1)[0]
+    rollout = generate(float_backbone, REFERENCE, [prompt] * 2000, ["math"] * 2000, max_new_tokens=2)
+    second = rollout.ids[rollout.ids[:, rollout.prompt_width] == worked[0, 0], -1]
+    assert len(second) > 1800
+    likely = (p * len(second) >= 5).nonzero().squeeze(1)
+    observed = torch.tensor([int((second == token).sum()) for token in likely] + [int((~torch.isin(second, likely)).sum())]).double()
+    expected = torch.cat([p[likely].double(), (1 - p[likely].double().sum()).reshape(1)]) * len(second)
+    keep = expected >= 1
+    assert len(likely) >= 2
+    assert chisquare(observed[keep], expected[keep] * observed[keep].sum() / expected[keep].sum()).pvalue > 1e-4

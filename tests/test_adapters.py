@@ -1,0 +1,32 @@
+"""The embedded default is what its cards say: splits that do not overlap, sizes, experts of different shape."""
+
+import json
+
+import pytest
+
+
+def prompts(adapters, domain, split):
+    path = adapters / f"{domain}.lora" / "prompts" / f"{split}.jsonl"
+    return [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("domain", ["math", "code"])
+def test_the_splits_do_not_overlap(adapters, domain):
+    splits = {split: prompts(adapters, domain, split) for split in ("train", "validation", "test")}
+    assert all(len(rows) >= 2000 for rows in splits.values())
+    assert all(len(set(rows)) == len(rows) for rows in splits.values())
+    names = list(splits)
+    assert all(not set(splits[a]) & set(splits[b]) for i, a in enumerate(names) for b in names[i + 1 :])
+
+
+def test_the_base_is_small_and_holds_no_code(adapters):
+    files = {p.name: p.stat().st_size for p in (adapters / "tiny-base").iterdir()}
+    assert files["model.safetensors"] < 12e6
+    assert not [name for name in files if name.endswith((".py", ".bin", ".pt", ".pkl"))]
+
+
+def test_the_experts_differ_in_rank_and_targets(adapters):
+    math, code = (json.loads((adapters / f"{d}.lora" / "adapter_config.json").read_text()) for d in ("math", "code"))
+    assert math["r"] != code["r"]
+    assert set(math["target_modules"]) != set(code["target_modules"])
+    assert math["base_model_name_or_path"] == code["base_model_name_or_path"] == "adapters/tiny-base"

@@ -1,0 +1,74 @@
+"""Imports follow the architecture, and the tests see the installed package."""
+
+import ast
+from pathlib import Path
+
+import gopd_merge
+
+PACKAGE = Path(gopd_merge.__file__).parent
+ROOMS = ("experts", "prompts", "distill", "evaluate", "report")
+LEVEL = {"errors": 0, "config": 1, **dict.fromkeys(ROOMS, 2), "plan": 3, "artefacts": 3, "pipeline": 4, "cli": 5, "__main__": 6, "__init__": 7}
+BETWEEN_ROOMS = {("distill", "experts"), ("evaluate", "distill.rollout"), ("report", "evaluate.statistics")}
+WITHOUT_TORCH = ("cli", "config", "errors", "plan", "report")
+
+
+def imports(path: Path):
+    """(module, at import time?) of every import from our own package and of torch, type-checking blocks left out."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and getattr(block.test, "id", "") == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if names == ["gopd_merge"]:
+            names = [f"gopd_merge.{alias.name}" for alias in node.names]
+        for name in names:
+            yield name, id(node) in top
+
+
+def place(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def test_imports_point_down():
+    seen = 0
+    for path in PACKAGE.rglob("*.py"):
+        source = place(path)
+        for name, _ in imports(path):
+            if not name.startswith("gopd_merge.") or name == "gopd_merge.__version__":
+                continue
+            seen += 1
+            target = name.removeprefix("gopd_merge.")
+            source_room, target_room = source.split(".")[0], target.split(".")[0]
+            if target_room not in LEVEL or source_room == target_room:
+                continue
+            if source_room in ROOMS and target_room in ROOMS:
+                allowed = (source_room, target_room) in BETWEEN_ROOMS or (source_room, target) in BETWEEN_ROOMS
+                assert allowed, f"{source} imports {target}"
+            else:
+                assert LEVEL[target_room] < LEVEL[source_room], f"{source} imports {target}"
+    assert seen > 30
+
+
+def test_what_must_answer_at_once_does_not_import_torch_when_it_is_imported():
+    heavy = ("torch", "transformers", "peft")
+    for path in PACKAGE.rglob("*.py"):
+        if place(path).split(".")[0] in WITHOUT_TORCH or place(path) in ("experts.intake", "experts.base", "prompts.sources"):
+            for name, at_import in imports(path):
+                assert not (at_import and name.split(".")[0] in heavy), f"{place(path)} imports {name}"
+
+
+def test_the_rules_would_notice_an_arrow_that_points_up():
+    assert LEVEL["cli"] > LEVEL["distill"]
+    assert ("distill", "evaluate") not in BETWEEN_ROOMS
+
+
+def test_the_package_under_test_is_the_installed_one():
+    """A checkout on the path would hide a file that the wheel lacks. `make test` installs the wheel."""
+    assert "site-packages" in PACKAGE.parts
