@@ -20,12 +20,14 @@ from gopd_merge.distill.rollout import answers, generate
 from gopd_merge.distill.target import score
 from gopd_merge.distill.update import accumulate_gradient, domain_metrics, optimizer_step
 from gopd_merge.errors import GopdError
-from gopd_merge.evaluate.statistics import Comparison, Result, compare, wilson_interval
-from gopd_merge.evaluate.tasks import Outcome, Task, ask
+from gopd_merge.evaluate.statistics import Comparison, Result, compare
+from gopd_merge.evaluate.tasks import Outcome, Task, ask, result_row
 from gopd_merge.experts.base import load_base
 from gopd_merge.experts.static import check_values, load_updates, weighted_sum
 from gopd_merge.plan import MANIFEST, Inputs, read_inputs
 from gopd_merge.prompts.mixing import PromptMixer
+from gopd_merge.report.card import card_text
+from gopd_merge.report.terminal import results_text
 
 AVERAGE = "average"
 EVAL_BATCH = 250  # questions answered at once
@@ -54,8 +56,6 @@ class MergeResult:
     @property
     def table(self) -> str:
         """The results as the command line prints them."""
-        from gopd_merge.report.terminal import results_text
-
         return results_text(self.results, self.comparisons)
 
 
@@ -114,7 +114,9 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
             "tokens": tokens,
             "environment": artefacts.environment(backbone.device),
         }
-        artefacts.write_json(folder / MANIFEST, manifest(config, inputs, metrics) | document)
+        described = manifest(config, inputs, metrics) | document
+        (folder / "README.md").write_text(card_text(described, results, comparisons), encoding="utf-8")
+        artefacts.write_json(folder / MANIFEST, described)  # last: its presence means complete
     return MergeResult(config.output, tuple(results), tuple(comparisons), document)
 
 
@@ -194,8 +196,20 @@ def evaluate(
             with clock.measure("evaluate"):
                 outcomes[method, task.domain] = measure(backbone, role, task, config)
     results = [
-        _result(method, task.domain, outcomes[method, task.domain], config) for method in roles for task in tasks
-    ]  # fmt: skip
+        result_row(
+            "own prompts",
+            outcomes[method, task.domain],
+            method=method,
+            domain=task.domain,
+            parameters={"weights": "1/n"} if method == AVERAGE else None,
+            alpha=config.alpha_of(task.domain) if method == merged else None,
+            split="test",
+            seed=config.seed,
+            temperature=1.0,
+        )
+        for method in roles
+        for task in tasks
+    ]
     comparisons = []
     if AVERAGE in roles:
         pairs = {t.domain: (outcomes[merged, t.domain].correct, outcomes[AVERAGE, t.domain].correct) for t in tasks}
@@ -221,29 +235,6 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _result(method: str, domain: str, outcome: Outcome, config: MergeConfig) -> Result:
-    n, correct = len(outcome.correct), sum(outcome.correct)
-    low, high = wilson_interval(correct, n)
-    is_merge = method in ("opd", "exopd")
-    return Result(
-        suite="own prompts",
-        domain=domain,
-        method=method,
-        parameters={"weights": "1/n"} if method == AVERAGE else None,
-        alpha=config.alpha_of(domain) if is_merge else None,
-        split="test",
-        seed=config.seed,
-        n=n,
-        k=1,
-        temperature=1.0,
-        score=correct / n,
-        low=low,
-        high=high,
-        length_mean=sum(outcome.lengths) / n,
-        length_capped=sum(outcome.capped) / n,
-    )
-
-
 def manifest(config: MergeConfig, inputs: Inputs, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What merge.json holds besides the result document: inputs, options, final metrics."""
     return {
@@ -252,7 +243,7 @@ def manifest(config: MergeConfig, inputs: Inputs, metrics: Mapping[str, Any]) ->
             e.domain: {"path": str(e.path), "sha256": e.sha256, "rank": e.rank, "targets": list(e.targets), "prompts": len(s.prompts)}
             for e, s in zip(inputs.experts, inputs.prompts, strict=True)
         },
-        "base": {"name": inputs.base.name, "quantization": config.quantize},
+        "base": {"name": inputs.base.name, "on_hub": not inputs.base.is_local, "quantization": config.quantize},
         "student": {"rank": inputs.lora_rank, "targets": list(inputs.targets)},
         "final_metrics": metrics,
     }

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gopd_merge.distill.rollout import Answers
 from gopd_merge.evaluate.graders import Question, grade
+from gopd_merge.evaluate.statistics import Result, wilson_interval
 
 Respond = Callable[[Sequence[str]], Answers]  # prompts -> their answers, in order
 
@@ -38,3 +40,20 @@ def ask(task: Task, respond: Respond, batch_size: int) -> Outcome:
         lengths += answers.lengths
         capped += answers.capped
     return Outcome(tuple(correct), tuple(lengths), tuple(capped))
+
+
+def result_row(suite: str, outcome: Outcome, **described: Any) -> Result:
+    """The row of one outcome, with its 95 % interval over questions. `described` gives the fields that the outcome does not."""
+    n, correct = len(outcome.correct), sum(outcome.correct)
+    low, high = wilson_interval(correct, n)
+    return Result(
+        suite=suite,
+        n=n,
+        k=1,
+        score=correct / n,
+        low=low,
+        high=high,
+        length_mean=sum(outcome.lengths) / n,
+        length_capped=sum(outcome.capped) / n,
+        **described,
+    )

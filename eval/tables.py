@@ -1,0 +1,100 @@
+"""Make eval/README.md's tables out of eval/results/*.json, so that no number is typed by hand.
+
+python eval/tables.py
+"""
+
+import json
+import statistics
+from pathlib import Path
+
+from scipy.stats import t
+
+RESULTS = Path("eval/results")
+DOMAINS = ("math", "code")
+
+
+def interval(values: list[float]) -> str:
+    """Mean and 95 % t-interval over seeds, in points."""
+    mean = 100 * statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.1f}"
+    half = 100 * t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.1f} ± {half:.1f}"
+
+
+def score_of(rows: list[dict], **wanted: object) -> dict[int, float]:
+    """Score by seed of the rows that match."""
+    return {r["seed"]: r["score"] for r in rows if all(r[k] == v for k, v in wanted.items())}
+
+
+def seeds_tables() -> list[str]:
+    document = json.loads((RESULTS / "embedded_seeds.json").read_text())
+    rows = [r for r in document["results"] if r["split"] == "test"]
+    names = {
+        ("base", None): "base", ("expert:math", None): "math expert", ("expert:code", None): "code expert", ("average", None): "exact average",
+        ("task_arithmetic", None): f"task arithmetic × {document['tuned_coefficient']:g} (tuned)",
+    }  # fmt: skip
+    names |= {(r["method"], r["alpha"]): f"merged, α = {r['alpha']:g}" for r in rows if r["alpha"] is not None}
+    lines = [
+        "| accuracy, % | math, temperature 1 | code, temperature 1 | math, greedy | code, greedy |\n|---|---|---|---|---|",
+    ]
+    for (method, alpha), name in names.items():
+        cells = [
+            interval(list(score_of(rows, method=method, alpha=alpha, domain=d, temperature=temp).values())) for temp in (1.0, 0.0) for d in DOMAINS
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines.append("\nDifference in points, paired by seed and question, temperature 1 (an interval without zero is more than chance):\n")
+    lines.append("| | against | math | code |\n|---|---|---|---|")
+    for (method, alpha), name in names.items():
+        if alpha is None:
+            continue
+        for rival, rival_name in (("average", "exact average"), ("task_arithmetic", "task arithmetic"), ("expert", "the domain's own expert")):
+            cells = []
+            for d in DOMAINS:
+                ours = score_of(rows, method=method, alpha=alpha, domain=d, temperature=1.0)
+                theirs = score_of(rows, method=f"expert:{d}" if rival == "expert" else rival, domain=d, temperature=1.0)
+                cells.append(interval([ours[seed] - theirs[seed] for seed in ours]))
+            lines.append(f"| {name} | {rival_name} | {' | '.join(cells)} |")
+    n = {r["n"] for r in rows}
+    seeds = len({r["seed"] for r in rows})
+    header = f"## The embedded default, {seeds} seeds\n\nn = {', '.join(f'{x:,}' for x in n)} test questions per domain; ± is the 95 % "
+    header += f"t-interval over {seeds} seeds (sampling, prompts and student); greedy answers of the rivals do not depend on the seed. NF4, "
+    header += f"{document['environment']['device']}, torch {document['environment']['torch']}. Made by `{document['command']}`.\n"
+    return [header, *lines]
+
+
+def cost_table() -> list[str]:
+    document = json.loads((RESULTS / "main_command.json").read_text())
+    lines = [
+        "\n## What the main command costs\n",
+        f"Seconds, median of {len(document['runs'])} runs on {document['environment']['device']}. Made by `{document['command']}`.\n",
+        "| phase | seconds |\n|---|---|",
+    ]
+    for phase in ("load", "rollout", "score", "update", "evaluate", "total"):
+        lines.append(f"| {phase} | {statistics.median(run['seconds'][phase] for run in document['runs']):.1f} |")
+    wall = statistics.median(run["wall_seconds"] for run in document["runs"])
+    peak = statistics.median(run["peak_memory_bytes"] for run in document["runs"])
+    lines.append(f"| the whole process, imports included | {wall:.1f} |")
+    return [*lines, f"\nPeak resident memory {peak / 1e6:.0f} MB, most of it libraries."]
+
+
+def real_table() -> list[str]:
+    document = json.loads((RESULTS / "smollm2.json").read_text())
+    lines = [f"\n## A real model\n\n{document['what']}.\n", "| held-out KL to the target, nats a token | before | after |\n|---|---|---|"]
+    for domain, kl in document["held_out_kl"].items():
+        lines.append(f"| {domain} ({kl['before']['prompts']} prompts) | {kl['before']['kl_to_target']:.4f} | {kl['after']['kl_to_target']:.4f} |")
+    seconds, peak = document["seconds"], document["peak_memory_bytes"]
+    lines.append(
+        f"\nThe merge took {seconds['total']:.0f} s (rollout {seconds['rollout']:.0f}, scoring {seconds['score']:.0f}, update {seconds['update']:.0f}), "
+        f"peak memory {peak / 1e9:.1f} GB, on {document['environment']['device']}. Made by `eval/real/smollm2.py`; accuracies are not measured here."
+    )
+    return lines
+
+
+if __name__ == "__main__":
+    parts = ["# Results\n\nWritten by `python eval/tables.py` from the JSON files in `results/`.\n"]
+    for name, table in (("embedded_seeds", seeds_tables), ("main_command", cost_table), ("smollm2", real_table)):
+        if (RESULTS / f"{name}.json").is_file():
+            parts += table()
+    Path("eval/README.md").write_text("\n".join(parts) + "\n")
+    print("\n".join(parts))
