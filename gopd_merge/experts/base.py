@@ -67,8 +67,21 @@ def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel"
         raise GopdError(f"{base.location}: the base cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    _keep_gradients(model)
     model.requires_grad_(False)
     return model.eval(), tokenizer
+
+
+def _keep_gradients(model: "PreTrainedModel") -> None:
+    """Turn off bitsandbytes' CPU inference kernel, which has no backward: gradients through it are silently lost.
+
+    On processors with AVX512-BF16, a 4-bit layer in evaluation mode repacks its weights for that kernel at its first forward
+    (bitsandbytes 0.50, Linear4bit.forward) and computes in bfloat16 from then on. The roles need evaluation mode and the student
+    its gradient. Without the kernel a layer also computes the same on every CPU.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _looks_like_path(name: str) -> bool:
