@@ -46,12 +46,13 @@ class Study:
         sets = [graded_prompts(e.domain, e.path, split) for e in self.inputs.experts]
         return [Task(s.domain, s.prompts[:n]) for s in sets if s]
 
-    def measure(self, method: str, role: str, seed: int, temperature: float, split: str = "test", parameters=None, alpha=None, n=None) -> None:
+    def measure(
+        self, method: str, role: str, seed: int, temperature: float, split: str = "test", parameters=None, alpha=None, n=None
+    ) -> None:
         """Measure a role on both domains, unless that row is there already."""
         for task in self.tasks(split, n):
-            wanted = dict(
-                method=method, domain=task.domain, seed=seed, temperature=temperature, split=split, parameters=parameters, alpha=alpha
-            )
+            wanted = {"method": method, "domain": task.domain, "seed": seed, "temperature": temperature}
+            wanted |= {"split": split, "parameters": parameters, "alpha": alpha}
             if any(all(row[k] == v for k, v in wanted.items()) for row in self.rows):
                 continue
             config = self.config.model_copy(update={"seed": seed})
@@ -60,7 +61,9 @@ class Study:
             self.rows.append(row)
             with self.rows_file.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(f"{method} α={alpha} {parameters or ''} {task.domain} T={temperature:g} seed {seed} {split}: {row['score']:.4f}", flush=True)
+            print(
+                f"{method} α={alpha} {parameters or ''} {task.domain} T={temperature:g} seed {seed} {split}: {row['score']:.4f}", flush=True
+            )
 
     def tuned_coefficient(self) -> float:
         """The coefficient with the best mean validation accuracy over both domains."""

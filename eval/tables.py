@@ -40,7 +40,9 @@ def seeds_tables() -> list[str]:
     ]
     for (method, alpha), name in names.items():
         cells = [
-            interval(list(score_of(rows, method=method, alpha=alpha, domain=d, temperature=temp).values())) for temp in (1.0, 0.0) for d in DOMAINS
+            interval(list(score_of(rows, method=method, alpha=alpha, domain=d, temperature=temp).values()))
+            for temp in (1.0, 0.0)
+            for d in DOMAINS
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines.append("\nDifference in points, paired by seed and question, temperature 1 (an interval without zero is more than chance):\n")
@@ -48,7 +50,11 @@ def seeds_tables() -> list[str]:
     for (method, alpha), name in names.items():
         if alpha is None:
             continue
-        for rival, rival_name in (("average", "exact average"), ("task_arithmetic", "task arithmetic"), ("expert", "the domain's own expert")):
+        for rival, rival_name in (
+            ("average", "exact average"),
+            ("task_arithmetic", "task arithmetic"),
+            ("expert", "the domain's own expert"),
+        ):
             cells = []
             for d in DOMAINS:
                 ours = score_of(rows, method=method, alpha=alpha, domain=d, temperature=1.0)
@@ -58,7 +64,9 @@ def seeds_tables() -> list[str]:
     n = {r["n"] for r in rows}
     seeds = len({r["seed"] for r in rows})
     header = f"## The embedded default, {seeds} seeds\n\nn = {', '.join(f'{x:,}' for x in n)} test questions per domain; ± is the 95 % "
-    header += f"t-interval over {seeds} seeds (sampling, prompts and student); greedy answers of the rivals do not depend on the seed. NF4, "
+    header += (
+        f"t-interval over {seeds} seeds (sampling, prompts and student); greedy answers of the rivals do not depend on the seed. NF4, "
+    )
     header += f"{document['environment']['device']}, torch {document['environment']['torch']}. Made by `{document['command']}`.\n"
     return [header, *lines]
 
@@ -82,7 +90,9 @@ def real_table() -> list[str]:
     document = json.loads((RESULTS / "smollm2.json").read_text())
     lines = [f"\n## A real model\n\n{document['what']}.\n", "| held-out KL to the target, nats a token | before | after |\n|---|---|---|"]
     for domain, kl in document["held_out_kl"].items():
-        lines.append(f"| {domain} ({kl['before']['prompts']} prompts) | {kl['before']['kl_to_target']:.4f} | {kl['after']['kl_to_target']:.4f} |")
+        lines.append(
+            f"| {domain} ({kl['before']['prompts']} prompts) | {kl['before']['kl_to_target']:.4f} | {kl['after']['kl_to_target']:.4f} |"
+        )
     seconds, peak = document["seconds"], document["peak_memory_bytes"]
     lines.append(
         f"\nThe merge took {seconds['total']:.0f} s (rollout {seconds['rollout']:.0f}, scoring {seconds['score']:.0f}, update {seconds['update']:.0f}), "

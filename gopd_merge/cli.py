@@ -69,26 +69,23 @@ def _signature() -> inspect.Signature:
         extra: dict[str, Any] = field.json_schema_extra  # type: ignore[assignment]
         shown = None if field.default in (None, {}, False) else field.default
         kind = extra["cli_type"] or field.annotation
-        annotation = Annotated[
-            kind,
-            Parameter(
-                help=field.description,
-                group=GROUPS[extra["group"]],
-                consume_multiple=True,
-                negative=f"--no-{name}" if field.default is True else (),
-                show_default=(lambda _, shown=shown: f"{shown}") if shown is not None else False,
-            ),
-        ]
+        described = Parameter(
+            help=field.description,
+            group=GROUPS[extra["group"]],
+            consume_multiple=True,
+            negative=f"--no-{name}" if field.default is True else (),
+            show_default=(lambda _, shown=shown: f"{shown}") if shown is not None else False,
+        )
         default = [] if extra["cli_type"] else field.default  # not passed on: what the user leaves out is left to MergeConfig
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, described]))
     other = {
         "config": (Path | None, None, "options from this YAML file, or from a run's merge.json; flags given as well win", "What to merge"),
         "json": (bool, False, "print the results as one JSON document", "Output"),
         "quiet": (bool, False, "no progress, only the result", "Output"),
     }
     for name, (kind, value, text, group) in other.items():
-        annotation = Annotated[kind, Parameter(help=text, group=GROUPS[group], negative=(), show_default=False)]
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=annotation))
+        described = Parameter(help=text, group=GROUPS[group], negative=(), show_default=False)
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=Annotated[kind, described]))
     return inspect.Signature(sorted(parameters, key=lambda p: p.name != "experts"))
 
 

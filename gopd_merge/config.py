@@ -54,7 +54,7 @@ class MergeConfig(BaseModel):
     batch_size: int = option(64, "prompts per step, shared equally by the domains (what does not divide is left out)", "Training", ge=1)
     micro_batch_size: int = option(32, "sequences per forward pass of scoring and update; changes memory and time only", "Training", ge=1)
     max_new_tokens: int = option(96, "longest response in tokens", "Training", ge=1)
-    learning_rate: float = option(1e-3, "AdamW's learning rate after warm-up", "Training", gt=0)
+    learning_rate: float = option(1e-3, "AdamW's learning rate after warm-up; it falls to zero in a line", "Training", gt=0)
     warmup_steps: int = option(4, "steps over which the learning rate rises to its value", "Training", ge=0)
     max_grad_norm: float = option(1.0, "gradient norm above which a step is scaled down", "Training", gt=0)
     lora_rank: int | None = option(
@@ -174,7 +174,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"--config {path}: cannot be read ({error.strerror}); give an existing YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = f" (line {error.problem_mark.line + 1})" if getattr(error, "problem_mark", None) else ""
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
         raise InputError(f"--config {path}: not valid YAML{where}; write one `option: value` a line") from None
     if isinstance(content, dict) and isinstance(content.get("config"), dict):
         content = content["config"]  # a merge.json

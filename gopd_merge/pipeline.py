@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -27,6 +27,7 @@ from gopd_merge.experts.static import check_values, load_updates, weighted_sum
 from gopd_merge.plan import MANIFEST, Inputs, read_inputs
 from gopd_merge.prompts.mixing import PromptMixer
 from gopd_merge.report.card import card_text
+from gopd_merge.report.progress import Silent
 from gopd_merge.report.terminal import results_text
 
 AVERAGE = "average"
@@ -34,8 +35,8 @@ EVAL_BATCH = 250  # questions answered at once
 SCHEMA = 1
 
 
-class Listener:
-    """What a merge tells while it runs. The command line draws it; the default ignores it."""
+class Listener(Protocol):
+    """What a merge tells while it runs. The command line draws it; `Silent` ignores it."""
 
     def started(self, config: MergeConfig, inputs: Inputs) -> None: ...
     def phase(self, text: str) -> None: ...
@@ -86,7 +87,7 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
         InputError: something given is refused; nothing was computed.
         GopdError: the run failed; what was computed is in OUTPUT.partial.
     """
-    listener = listener or Listener()
+    listener = listener or Silent()
     clock = Clock()
     inputs = inputs or read_inputs(config)
     for one in inputs.experts:
@@ -138,7 +139,9 @@ def distill(
     estimator = ESTIMATORS[config.estimator]
     parameters = backbone.student_parameters()
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
-    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (config.warmup_steps + 1)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(  # rises over the warm-up, falls to zero at the end
+        optimizer, lambda step: min(1.0, (step + 1) / (config.warmup_steps + 1)) * (1 - step / config.steps)
+    )
     torch.manual_seed(config.seed)
     row: dict[str, Any] = {}
     tokens = 0
@@ -153,7 +156,7 @@ def distill(
         with clock.measure("update"):
             statistics = accumulate_gradient(backbone, rollout, target, estimator, config.micro_batch_size, config.chunk_tokens)
             grad_norm = optimizer_step(parameters, optimizer, config.max_grad_norm)
-            warmup.step()
+            schedule.step()
         tokens += rollout.num_tokens
         row = {
             "step": step + 1,

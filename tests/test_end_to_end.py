@@ -45,12 +45,18 @@ def merged(adapters, tmp_path_factory):
 
 def test_the_command_leaves_a_complete_adapter_and_nothing_else(merged):
     output, _ = merged
-    assert sorted(p.name for p in output.iterdir()) == ["README.md", "adapter_config.json", "adapter_model.safetensors", "merge.json", "metrics.jsonl"]
+    assert sorted(p.name for p in output.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "merge.json",
+        "metrics.jsonl",
+    ]
     assert [p.name for p in output.parent.iterdir()] == ["merged.lora"]
 
 
 def test_json_on_stdout_is_one_document_in_the_schema_of_results(merged):
-    output, done = merged
+    _, done = merged
     document = json.loads(done.stdout)
     assert document["schema"] == 1
     methods = ["base", "expert:code", "expert:math", "average", "exopd"]
@@ -196,7 +202,17 @@ def test_an_expert_of_random_noise_is_not_reported_as_an_improvement(adapters, t
     experts = {"math": str(adapters / "math.lora"), "code": str(noise)}
     base = str(adapters / "tiny-base")
     result = merge(
-        short(adapters, tmp_path / "out.lora", experts=experts, base=base, eval=True, eval_prompts=400, steps=12, batch_size=32, max_new_tokens=80)
+        short(
+            adapters,
+            tmp_path / "out.lora",
+            experts=experts,
+            base=base,
+            eval=True,
+            eval_prompts=400,
+            steps=12,
+            batch_size=32,
+            max_new_tokens=80,
+        )
     )
     code = {r.method: r for r in result.results if r.domain == "code"}
     assert code["exopd"].score <= code["base"].high
@@ -222,7 +238,9 @@ def test_dora_and_a_single_expert_are_merged_too(adapters, tmp_path):
 def test_a_signal_stops_the_run_and_leaves_nothing_that_looks_complete(adapters, tmp_path, number, code):
     command = Path(sys.executable).with_name("gopd-merge")
     experts = [adapters / "math.lora", adapters / "code.lora"]
-    process = subprocess.Popen([command, "--experts", *experts, "--steps", "500", "--batch-size", "8"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [command, "--experts", *experts, "--steps", "500", "--batch-size", "8"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
     log = tmp_path / "merged.lora.partial" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not log.exists() and time.monotonic() < deadline:

@@ -7,7 +7,17 @@ import gopd_merge
 
 PACKAGE = Path(gopd_merge.__file__).parent
 ROOMS = ("experts", "prompts", "distill", "evaluate", "report")
-LEVEL = {"errors": 0, "config": 1, **dict.fromkeys(ROOMS, 2), "plan": 3, "artefacts": 3, "pipeline": 4, "cli": 5, "__main__": 6, "__init__": 7}
+LEVEL = {
+    "errors": 0,
+    "config": 1,
+    **dict.fromkeys(ROOMS, 2),
+    "plan": 3,
+    "artefacts": 3,
+    "pipeline": 4,
+    "cli": 5,
+    "__main__": 6,
+    "__init__": 7,
+}
 BETWEEN_ROOMS = {("distill", "experts"), ("evaluate", "distill.rollout"), ("report", "evaluate.statistics")}
 WITHOUT_TORCH = ("cli", "config", "errors", "plan", "report")
 
@@ -25,7 +35,13 @@ def imports(path: Path):
     for node in ast.walk(tree):
         if id(node) in skipped:
             continue
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names = (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
         if names == ["gopd_merge"]:
             names = [f"gopd_merge.{alias.name}" for alias in node.names]
         for name in names:

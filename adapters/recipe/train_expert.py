@@ -22,11 +22,11 @@ from gopd_merge.prompts.sources import Prompt
 
 TARGETS = {
     "all": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    "some": ["q_proj", "v_proj", "up_proj", "down_proj"],
+    "some": ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
 }
 SIZES = {"train": 2000, "validation": 2000, "test": 2500}
 GROUP = 12  # samples per prompt: the group's mean reward is the baseline
-PROMPTS_PER_STEP = 32
+PROMPTS_PER_STEP = 40
 
 
 def rows(domain: str, split: str) -> list[dict]:

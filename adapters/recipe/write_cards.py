@@ -31,7 +31,15 @@ def main() -> None:
             for task in tasks:
                 outcome = measure(backbone, role, task, config, temperature)
                 table[name, temperature, task.domain] = result_row(
-                    "embedded", outcome, method=name, domain=task.domain, parameters=None, alpha=None, split="test", seed=0, temperature=temperature
+                    "embedded",
+                    outcome,
+                    method=name,
+                    domain=task.domain,
+                    parameters=None,
+                    alpha=None,
+                    split="test",
+                    seed=0,
+                    temperature=temperature,
                 )
     for name, folder in (("base", "tiny-base"), ("math", "math.lora"), ("code", "code.lora")):
         made = json.loads((ADAPTERS / folder / "training.json").read_text())

@@ -27,8 +27,9 @@ from gopd_merge.distill.objective import reverse_kl
 from gopd_merge.distill.rollout import generate
 from gopd_merge.distill.target import score
 from gopd_merge.experts.base import Base, load_base
-from gopd_merge.pipeline import Listener, load_backbone
+from gopd_merge.pipeline import load_backbone
 from gopd_merge.plan import read_inputs
+from gopd_merge.report.progress import Silent
 
 ALPHA = 1.25
 HELD_OUT = 32  # prompts per domain that neither expert nor merge sees
@@ -113,7 +114,7 @@ def held_out_kl(backbone: Backbone, role: str, expert_folder: Path, domain: str,
     return {"prompts": len(prompts), "tokens": len(values), "kl_to_target": round(float(values.mean()), 5)}
 
 
-class Log(Listener):
+class Log(Silent):
     def step(self, step, steps, metrics):
         parts = " ".join(f"{d} {m['kl_to_target']:.4f}" for d, m in metrics["domains"].items())
         print(f"merge step {step}/{steps}  KL {parts}  {metrics['tokens_per_second']:.0f} tokens/s", flush=True)

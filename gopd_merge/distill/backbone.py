@@ -143,7 +143,8 @@ class Backbone:
         (folder / STUDENT).rmdir()
 
     def _head_module(self) -> torch.nn.Module:
-        return self.peft.get_base_model().get_output_embeddings()
+        head: torch.nn.Module = self.peft.get_base_model().get_output_embeddings()
+        return head
 
     def _forward(self, ids: Tensor, attention_mask: Tensor, adapter_names: list[str] | None = None) -> Tensor:
         captured: list[Tensor] = []

@@ -50,10 +50,11 @@ def backward_in_chunks(
             log_q = target_logits(rows).log_softmax(-1)  # (n, V)
         chunk = hidden[rows].detach().requires_grad_()  # (n, H)
         logits = head(chunk)  # (n, V)
-        (estimator(logits, log_q, ids[rows]).sum() / num_tokens).backward()
+        torch.autograd.backward(estimator(logits, log_q, ids[rows]).sum() / num_tokens)
+        assert chunk.grad is not None
         gradient[rows] = chunk.grad
         statistics.append(_statistics(logits.detach(), log_q, ids[rows]))
-    hidden.backward(gradient)
+    torch.autograd.backward(hidden, gradient)
     kl, entropy, log_prob = (torch.cat(column) for column in zip(*statistics, strict=True))
     return TokenStatistics(kl, entropy, log_prob)
 

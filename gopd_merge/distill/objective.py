@@ -15,6 +15,7 @@ N is the number of tokens, V the size of the vocabulary. Every row speaks of one
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class _ReverseKL(torch.autograd.Function):
     """KL(π_θ ‖ q) per token, with its gradient π_θ ⊙ (d − Σ π_θ d), d = log π_θ − log q, made in the forward pass."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, log_q: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, log_q: Tensor) -> Tensor:
         log_p = logits.log_softmax(-1)  # (N, V)
         p = log_p.exp()
         difference = log_p - log_q  # (N, V)
@@ -62,7 +63,7 @@ class _ReverseKL(torch.autograd.Function):
         return kl
 
     @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_outputs[0].unsqueeze(-1), None
 

@@ -1,6 +1,6 @@
 """Intervals, paired tests and the one row in which every measurement is kept. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def compare(method: str, rival: str, answers: dict[str, tuple[Sequence[bool], Sequence[bool]]]) -> list[Comparison]:
+def compare(method: str, rival: str, answers: Mapping[str, tuple[Sequence[bool], Sequence[bool]]]) -> list[Comparison]:
     """Paired comparison by domain; `answers` holds the method's and the rival's verdicts on the same questions."""
     raw = [mcnemar_p(ours, theirs) for ours, theirs in answers.values()]
     differences = [(sum(ours) - sum(theirs)) / len(ours) for ours, theirs in answers.values()]

@@ -7,6 +7,7 @@ A weighted sum of low-rank updates is exact as one adapter whose A and B are the
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.utils.other import get_pattern_key
@@ -67,8 +68,8 @@ def weighted_sum(experts: list[dict[str, Update]], weights: list[float]) -> dict
     return result
 
 
-def _scale(config: dict, module: str, rank: int) -> float:
+def _scale(config: dict[str, Any], module: str, rank: int) -> float:
     """α/r, or α/√r for rsLoRA; α may have a pattern for this module, matched as PEFT matches it."""
     patterns = config.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(patterns.keys(), module), config["lora_alpha"])
+    alpha = float(patterns.get(get_pattern_key(patterns.keys(), module), config["lora_alpha"]))
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank

@@ -27,7 +27,11 @@ def test_thousands_are_compared_as_numbers():
 
 @pytest.mark.parametrize(
     "program",
-    ["def f(xs):\n    return sum(xs)", "def f(v):\n    v = [x for x in v if x > 0]\n    v = sorted(v)[::-1]\n    return sum(v)", "  def f(xs): return sum(xs)"],
+    [
+        "def f(xs):\n    return sum(xs)",
+        "def f(v):\n    v = [x for x in v if x > 0]\n    v = sorted(v)[::-1]\n    return sum(v)",
+        "  def f(xs): return sum(xs)",
+    ],
 )
 def test_a_right_program_passes(program):
     assert passes_cases(program, CASES)
@@ -80,7 +84,16 @@ def test_a_hostile_program_is_wrong_at_once_and_leaves_nothing(expression, tmp_p
 
 
 def test_every_statement_but_assignment_and_return_is_refused():
-    for statement in ("import os", "while True:\n        pass", "for x in xs:\n        pass", "del xs", "global xs", "xs += [1]", "a, b = xs", "exec('1')"):
+    for statement in (
+        "import os",
+        "while True:\n        pass",
+        "for x in xs:\n        pass",
+        "del xs",
+        "global xs",
+        "xs += [1]",
+        "a, b = xs",
+        "exec('1')",
+    ):
         assert not passes_cases(f"def f(xs):\n    {statement}\n    return sum(xs)", CASES)
 
 

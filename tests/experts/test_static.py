@@ -42,7 +42,12 @@ def make_expert(adapters, tmp_path):
 CONFIGS = {
     "plain": {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "up_proj"]},
     "rslora": {"r": 8, "lora_alpha": 3, "target_modules": ["q_proj", "v_proj"], "use_rslora": True},
-    "patterned": {"r": 2, "target_modules": ["q_proj", "down_proj"], "rank_pattern": {"layers.1.*q_proj": 6}, "alpha_pattern": {"down_proj": 20}},
+    "patterned": {
+        "r": 2,
+        "target_modules": ["q_proj", "down_proj"],
+        "rank_pattern": {"layers.1.*q_proj": 6},
+        "alpha_pattern": {"down_proj": 20},
+    },
 }
 
 
