@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,14 +67,13 @@ def _signature() -> inspect.Signature:
     parameters = []
     for name, field in MergeConfig.model_fields.items():
         extra: dict[str, Any] = field.json_schema_extra  # type: ignore[assignment]
-        shown = None if field.default in (None, {}, False) else field.default
         kind = extra["cli_type"] or field.annotation
         described = Parameter(
             help=field.description,
             group=GROUPS[extra["group"]],
             consume_multiple=True,
             negative=f"--no-{name}" if field.default is True else (),
-            show_default=(lambda _, shown=shown: f"{shown}") if shown is not None else False,
+            show_default=_default_text(field.default),
         )
         default = [] if extra["cli_type"] else field.default  # not passed on: what the user leaves out is left to MergeConfig
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, described]))
@@ -87,6 +86,11 @@ def _signature() -> inspect.Signature:
         described = Parameter(help=text, group=GROUPS[group], negative=(), show_default=False)
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=Annotated[kind, described]))
     return inspect.Signature(sorted(parameters, key=lambda p: p.name != "experts"))
+
+
+def _default_text(default: Any) -> Callable[[Any], str] | bool:
+    """How --help shows a default: as the config has it, and not at all where it says nothing."""
+    return (lambda _: f"{default}") if default not in (None, {}, False) else False
 
 
 def _merge(options: dict[str, Any]) -> None:

@@ -138,7 +138,7 @@ def test_a_saved_config_makes_the_same_config_again(tmp_path):
 
 
 def test_help_and_version_run_without_torch():
-    program = "import sys; sys.argv = ['gopd-merge', sys.argv[1]]; from gopd_merge.cli import main; code = main(); sys.exit(code or 'torch' in sys.modules)"
+    program = "import sys; from gopd_merge.cli import main; code = main(sys.argv[1:]); sys.exit(code or 'torch' in sys.modules)"
     for flag in ("--help", "--version"):
         done = subprocess.run([sys.executable, "-Ic", program, flag], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
