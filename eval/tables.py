@@ -31,9 +31,12 @@ def seeds_tables() -> list[str]:
     document = json.loads((RESULTS / "embedded_seeds.json").read_text())
     rows = [r for r in document["results"] if r["split"] == "test"]
     names = {
-        ("base", None): "base", ("expert:math", None): "math expert", ("expert:code", None): "code expert", ("average", None): "exact average",
+        ("base", None): "base",
+        ("expert:math", None): "math expert",
+        ("expert:code", None): "code expert",
+        ("average", None): "exact average",
         ("task_arithmetic", None): f"task arithmetic × {document['tuned_coefficient']:g} (tuned)",
-    }  # fmt: skip
+    }
     names |= {(r["method"], r["alpha"]): f"merged, α = {r['alpha']:g}" for r in rows if r["alpha"] is not None}
     lines = [
         "| accuracy, % | math, temperature 1 | code, temperature 1 | math, greedy | code, greedy |\n|---|---|---|---|---|",
@@ -94,9 +97,10 @@ def real_table() -> list[str]:
             f"| {domain} ({kl['before']['prompts']} prompts) | {kl['before']['kl_to_target']:.4f} | {kl['after']['kl_to_target']:.4f} |"
         )
     seconds, peak = document["seconds"], document["peak_memory_bytes"]
+    phases = ", ".join(f"{phase} {seconds[phase]:.0f}" for phase in ("rollout", "score", "update"))
     lines.append(
-        f"\nThe merge took {seconds['total']:.0f} s (rollout {seconds['rollout']:.0f}, scoring {seconds['score']:.0f}, update {seconds['update']:.0f}), "
-        f"peak memory {peak / 1e9:.1f} GB, on {document['environment']['device']}. Made by `eval/real/smollm2.py`; accuracies are not measured here."
+        f"\nThe merge took {seconds['total']:.0f} s ({phases}), peak memory {peak / 1e9:.1f} GB, on {document['environment']['device']}. "
+        "Made by `eval/real/smollm2.py`; accuracies are not measured here."
     )
     return lines
 

@@ -12,9 +12,9 @@ from gopd_merge.plan import read_inputs
 ADAPTERS = Path("adapters")
 LICENCE = "---\nlicense: apache-2.0\n---\n\n"
 WHAT = {
-    "base": "# tiny-base\n\nA Llama of 0.9 M parameters with a tokenizer of its own, trained from scratch on generated text: word problems with "
-    "their working (math) and short list functions (code). The text holds plausible wrong work, for some kinds of problem more often than "
-    "the right way, so the model is half-good on purpose. It exists to try, test and measure gopd-merge on two CPU cores.",
+    "base": "# tiny-base\n\nA Llama of 0.9 M parameters with a tokenizer of its own, trained from scratch on generated text: word problems "
+    "with their working (math) and short list functions (code). The text holds plausible wrong work, for some kinds of problem more often "
+    "than the right way, so the model is half-good on purpose. It exists to try, test and measure gopd-merge on two CPU cores.",
     "math": "# math.lora\n\nA LoRA on tiny-base (NF4), trained by GRPO on word problems only; the reward is the right final number.",
     "code": "# code.lora\n\nA LoRA on tiny-base (NF4), trained by GRPO on list functions only; the reward is passing all hidden cases.",
 }
