@@ -1,10 +1,13 @@
-"""Make eval/README.md's tables out of eval/results/*.json, so that no number is typed by hand.
+"""Make eval/README.md's tables and the generated parts of README.md out of eval/results/*.json and of the program itself.
 
 python eval/tables.py
 """
 
 import json
+import os
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 from scipy.stats import t
@@ -27,17 +30,22 @@ def score_of(rows: list[dict], **wanted: object) -> dict[int, float]:
     return {r["seed"]: r["score"] for r in rows if all(r[k] == v for k, v in wanted.items())}
 
 
-def seeds_tables() -> list[str]:
-    document = json.loads((RESULTS / "embedded_seeds.json").read_text())
-    rows = [r for r in document["results"] if r["split"] == "test"]
-    names = {
+def method_names(document: dict, rows: list[dict]) -> dict[tuple[str, float | None], str]:
+    """The rows of a table, in order: (method, α) -> what it is called."""
+    names: dict[tuple[str, float | None], str] = {
         ("base", None): "base",
         ("expert:math", None): "math expert",
         ("expert:code", None): "code expert",
         ("average", None): "exact average",
         ("task_arithmetic", None): f"task arithmetic × {document['tuned_coefficient']:g} (tuned)",
     }
-    names |= {(r["method"], r["alpha"]): f"merged, α = {r['alpha']:g}" for r in rows if r["alpha"] is not None}
+    return names | {(r["method"], r["alpha"]): f"merged, α = {r['alpha']:g}" for r in rows if r["alpha"] is not None}
+
+
+def seeds_tables() -> list[str]:
+    document = json.loads((RESULTS / "embedded_seeds.json").read_text())
+    rows = [r for r in document["results"] if r["split"] == "test"]
+    names = method_names(document, rows)
     lines = [
         "| accuracy, % | math, temperature 1 | code, temperature 1 | math, greedy | code, greedy |\n|---|---|---|---|---|",
     ]
@@ -74,6 +82,21 @@ def seeds_tables() -> list[str]:
     return [header, *lines]
 
 
+def headline() -> list[str]:
+    """The README's own table: temperature 1, mean over seeds."""
+    document = json.loads((RESULTS / "embedded_seeds.json").read_text())
+    rows = [r for r in document["results"] if r["split"] == "test" and r["temperature"] == 1.0]
+    n = rows[0]["n"]
+    lines = [
+        f"Accuracy in per cent at temperature 1, mean ± 95 % interval over {len({r['seed'] for r in rows})} seeds, {n:,} questions per domain:\n",
+        "| | math | code |\n|---|---|---|",
+    ]
+    for (method, alpha), name in method_names(document, rows).items():
+        cells = [interval(list(score_of(rows, method=method, alpha=alpha, domain=d).values())) for d in DOMAINS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, "\n[eval/README.md](eval/README.md) has the greedy scores, the paired differences and the cost."]
+
+
 def cost_table() -> list[str]:
     document = json.loads((RESULTS / "main_command.json").read_text())
     lines = [
@@ -105,10 +128,27 @@ def real_table() -> list[str]:
     return lines
 
 
+def replace_between(text: str, name: str, content: str) -> str:
+    """`text` with what stands between <!-- name --> and <!-- /name --> replaced."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    return text.split(begin)[0] + begin + "\n" + content + "\n" + end + text.split(end)[1]
+
+
+def help_text() -> str:
+    """What the command prints for --help, 100 columns wide."""
+    command = [Path(sys.executable).with_name("gopd-merge"), "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}).stdout
+    return "\n".join(line.rstrip() for line in shown.splitlines()).strip()
+
+
 if __name__ == "__main__":
     parts = ["# Results\n\nWritten by `python eval/tables.py` from the JSON files in `results/`.\n"]
     for name, table in (("embedded_seeds", seeds_tables), ("main_command", cost_table), ("smollm2", real_table)):
         if (RESULTS / f"{name}.json").is_file():
             parts += table()
     Path("eval/README.md").write_text("\n".join(parts) + "\n")
+    readme = replace_between(Path("README.md").read_text(), "help", f"```text\n{help_text()}\n```")
+    if (RESULTS / "embedded_seeds.json").is_file():
+        readme = replace_between(readme, "results", "\n".join(headline()))
+    Path("README.md").write_text(readme)
     print("\n".join(parts))

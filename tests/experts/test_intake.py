@@ -31,7 +31,7 @@ def refusal(folder):
 
 def test_the_embedded_experts_are_read(adapters):
     code, math = read_experts({"math": str(adapters / "math.lora"), "code": str(adapters / "code.lora")})
-    assert (code.domain, code.rank, code.targets) == ("code", 4, ("q_proj", "v_proj"))
+    assert (code.domain, code.rank, code.targets) == ("code", 4, ("down_proj", "o_proj", "q_proj", "up_proj", "v_proj"))
     assert (math.domain, math.rank, len(math.targets)) == ("math", 8, 7)
     assert code.is_plain
     assert len(math.modules) == 28
