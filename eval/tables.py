@@ -87,8 +87,9 @@ def headline() -> list[str]:
     document = json.loads((RESULTS / "embedded_seeds.json").read_text())
     rows = [r for r in document["results"] if r["split"] == "test" and r["temperature"] == 1.0]
     n = rows[0]["n"]
+    seeds = len({r["seed"] for r in rows})
     lines = [
-        f"Accuracy in per cent at temperature 1, mean ± 95 % interval over {len({r['seed'] for r in rows})} seeds, {n:,} questions per domain:\n",
+        f"Accuracy in per cent at temperature 1, mean ± 95 % interval over {seeds} seeds, {n:,} questions per domain:\n",
         "| | math | code |\n|---|---|---|",
     ]
     for (method, alpha), name in method_names(document, rows).items():
@@ -131,7 +132,7 @@ def real_table() -> list[str]:
 def replace_between(text: str, name: str, content: str) -> str:
     """`text` with what stands between <!-- name --> and <!-- /name --> replaced."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    return text.split(begin)[0] + begin + "\n" + content + "\n" + end + text.split(end)[1]
+    return text.split(begin, maxsplit=1)[0] + begin + "\n" + content + "\n" + end + text.split(end)[1]
 
 
 def help_text() -> str:

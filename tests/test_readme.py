@@ -18,7 +18,8 @@ def between(name: str) -> str:
 def test_the_readme_shows_the_real_help(run_cli):
     """Refresh it with `python eval/tables.py`."""
     shown = run_cli("--help", COLUMNS="100").stdout
-    assert between("help") == f"```text\n{'\n'.join(line.rstrip() for line in shown.splitlines()).strip()}\n```"
+    expected = "\n".join(line.rstrip() for line in shown.splitlines()).strip()
+    assert between("help") == f"```text\n{expected}\n```"
 
 
 def test_every_merge_command_of_the_readme_has_options_that_exist():
