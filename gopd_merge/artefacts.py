@@ -70,8 +70,8 @@ def verify_adapter(backbone: Backbone, folder: Path, prompts: list[str]) -> None
         backbone.remove(READBACK)
     if not logits[READBACK].isfinite().all():
         raise VerificationError(f"{folder}: the merged adapter gives logits that are not finite; lower --learning-rate or --alpha")
-    if not torch.equal(logits[STUDENT], logits[READBACK]):
-        gap = (logits[STUDENT] - logits[READBACK]).abs().max().item()
+    gap = (logits[STUDENT] - logits[READBACK]).abs().max().item()
+    if gap > (0 if backbone.device.type == "cpu" else 0.01 * logits[STUDENT].abs().max().item()):  # a GPU may sum in another order
         raise VerificationError(
             f"{folder}: read back, the adapter's logits differ by up to {gap:.2g} from those in memory; please report this"
         )

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import App, Group, Parameter
@@ -17,9 +17,6 @@ from cyclopts import App, Group, Parameter
 import gopd_merge
 from gopd_merge.config import MergeConfig, make_config, read_config_file
 from gopd_merge.errors import GopdError, Interrupted
-
-if TYPE_CHECKING:
-    pass
 
 HELP = """Merge LoRA experts of one base model into one adapter, by on-policy distillation (G-OPD / ExOPD).
 
@@ -114,9 +111,9 @@ def _merge(options: dict[str, Any]) -> None:
                 f"{error.filename or config.output}: {error.strerror or error}; what was computed is in {config.output}.partial"
             ) from error
         except Interrupted as error:
-            raise Interrupted(
-                f"stopped; {config.output}.partial holds the student so far, {config.output} was not touched", error.exit_code - 128
-            ) from None
+            partial = config.output.with_name(config.output.name + ".partial")
+            kept = f"{partial} holds the student so far" if (partial / "adapter_model.safetensors").is_file() else "no step was finished"
+            raise Interrupted(f"stopped; {kept}; {config.output} was not touched", error.exit_code - 128) from None
     print(json.dumps(result.document, ensure_ascii=False) if as_json else _summary(result.table, config))
 
 

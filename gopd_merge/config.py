@@ -50,11 +50,16 @@ class MergeConfig(BaseModel):
     eval: bool = option(True, "measure base, experts, average and the merge at the end", "Output")
     eval_prompts: int = option(1000, "test prompts per domain for that (as many as there are, if fewer)", "Output", ge=1)
 
-    steps: int = option(40, "optimiser steps", "Training", ge=1)
+    steps: int = option(50, "optimiser steps", "Training", ge=1)
     batch_size: int = option(64, "prompts per step, shared equally by the domains (what does not divide is left out)", "Training", ge=1)
     micro_batch_size: int = option(32, "sequences per forward pass of scoring and update; changes memory and time only", "Training", ge=1)
     max_new_tokens: int = option(96, "longest response in tokens", "Training", ge=1)
-    learning_rate: float = option(1e-3, "AdamW's learning rate after warm-up; it falls to zero in a line", "Training", gt=0)
+    learning_rate: float | None = option(
+        None,
+        "AdamW's learning rate after warm-up; it falls to zero in a line (default: by the base's width, 0.002 at 128, 0.0005 at 2048)",
+        "Training",
+        gt=0,
+    )
     warmup_steps: int = option(4, "steps over which the learning rate rises to its value", "Training", ge=0)
     max_grad_norm: float = option(1.0, "gradient norm above which a step is scaled down", "Training", gt=0)
     lora_rank: int | None = option(

@@ -18,8 +18,7 @@ from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert
 from gopd_merge.distill.objective import ESTIMATORS
 from gopd_merge.distill.rollout import answers, generate
 from gopd_merge.distill.target import score
-from gopd_merge.distill.update import accumulate_gradient, domain_metrics, optimizer_step
-from gopd_merge.errors import GopdError
+from gopd_merge.distill.update import accumulate_gradient, default_learning_rate, domain_metrics, optimizer_step
 from gopd_merge.evaluate.statistics import Comparison, Result, compare
 from gopd_merge.evaluate.tasks import Outcome, Task, ask, result_row
 from gopd_merge.experts.base import load_base
@@ -31,7 +30,6 @@ from gopd_merge.report.progress import Silent
 from gopd_merge.report.terminal import results_text
 
 AVERAGE = "average"
-EVAL_BATCH = 250  # questions answered at once
 SCHEMA = 1
 
 
@@ -98,6 +96,8 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
         listener.phase("loading the base")
         with clock.measure("load"):
             backbone = load_backbone(config, inputs)
+        learning_rate = config.learning_rate or default_learning_rate(backbone.hidden_size)
+        config = config.model_copy(update={"learning_rate": learning_rate})  # so that merge.json holds the number
         try:
             metrics, tokens = distill(backbone, config, inputs, folder / "metrics.jsonl", clock, listener)
         finally:  # an interrupted run leaves the student as it was after its last full step
@@ -138,6 +138,7 @@ def distill(
     alphas = {domain: config.alpha_of(domain) for domain in config.domains}
     estimator = ESTIMATORS[config.estimator]
     parameters = backbone.student_parameters()
+    assert config.learning_rate is not None  # merge() has settled it
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(  # rises over the warm-up, falls to zero at the end
         optimizer, lambda step: min(1.0, (step + 1) / (config.warmup_steps + 1)) * (1 - step / config.steps)
@@ -155,6 +156,7 @@ def distill(
             target = score(backbone, rollout, alphas, config.micro_batch_size)
         with clock.measure("update"):
             statistics = accumulate_gradient(backbone, rollout, target, estimator, config.micro_batch_size, config.chunk_tokens)
+            used_rate = schedule.get_last_lr()[0]
             grad_norm = optimizer_step(parameters, optimizer, config.max_grad_norm)
             schedule.step()
         tokens += rollout.num_tokens
@@ -162,14 +164,13 @@ def distill(
             "step": step + 1,
             "kl_to_target": float(statistics.kl.mean()),
             "grad_norm": grad_norm,
+            "learning_rate": used_rate,
             "tokens_per_second": rollout.num_tokens / (time.perf_counter() - started),
             "memory_bytes": peak_memory(backbone.device),
             "domains": domain_metrics(rollout, target, statistics),
         }
         artefacts.append_json_line(log, row)
         listener.step(step + 1, config.steps, row)
-        if not grad_norm < float("inf"):
-            raise GopdError(f"step {step + 1}: the gradient is not finite; lower --learning-rate or --alpha (see {log})")
     return row, tokens
 
 
@@ -228,7 +229,7 @@ def measure(backbone: Backbone, role: str, task: Task, config: MergeConfig, temp
         rollout = generate(backbone, role, prompts, [task.domain] * len(prompts), config.max_new_tokens, temperature)
         return answers(backbone, rollout)
 
-    return ask(task, respond, EVAL_BATCH)
+    return ask(task, respond, config.batch_size)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -74,7 +74,7 @@ def test_bad_experts_are_refused(refused, experts, named, remedy):
 def test_an_expert_of_another_base_is_refused(refused, code_copy, edit_config):
     edit_config(code_copy, base_model_name_or_path="meta-llama/Llama-3.2-1B")
     line = refused()
-    assert "trained on meta-llama/Llama-3.2-1B" in line
+    assert "adapters/code.lora on meta-llama/Llama-3.2-1B" in line
     assert "experts must share one base" in line
 
 

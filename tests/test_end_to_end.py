@@ -87,6 +87,7 @@ def test_the_manifest_holds_what_repeats_the_run(merged, adapters):
         assert manifest["inputs"][domain]["sha256"] == digest
     assert manifest["config"]["alpha"] == 2.0
     assert manifest["config"]["steps"] == 2
+    assert manifest["config"]["learning_rate"] == 0.002  # the default at this base's width, as a number
     assert manifest["environment"]["torch"] == torch.__version__
     assert len((output / "metrics.jsonl").read_text().splitlines()) == 2
     assert str(Path.home()) not in (output / "adapter_config.json").read_text() or str(adapters).startswith(str(Path.home()))
@@ -182,7 +183,7 @@ def test_the_python_interface_gives_what_the_command_gives(adapters, tmp_path, m
 
 @pytest.mark.parametrize("estimator", ["full", "sampled"])
 def test_training_brings_the_student_toward_the_target(adapters, tmp_path, estimator):
-    config = short(adapters, tmp_path / "out.lora", steps=14, batch_size=32, max_new_tokens=60, estimator=estimator, learning_rate=2e-3)
+    config = short(adapters, tmp_path / "out.lora", steps=24, batch_size=32, max_new_tokens=60, estimator=estimator)
     merge(config)
     rows = [json.loads(line) for line in (tmp_path / "out.lora" / "metrics.jsonl").read_text().splitlines()]
     first, last = (sum(r["kl_to_target"] for r in part) for part in (rows[:4], rows[-4:]))

@@ -12,11 +12,11 @@ LEVEL = {
     "config": 1,
     **dict.fromkeys(ROOMS, 2),
     "plan": 3,
-    "artefacts": 3,
-    "pipeline": 4,
-    "cli": 5,
-    "__main__": 6,
-    "__init__": 7,
+    "artefacts": 4,
+    "pipeline": 5,
+    "cli": 6,
+    "__main__": 7,
+    "__init__": 8,
 }
 BETWEEN_ROOMS = {("distill", "experts"), ("evaluate", "distill.rollout"), ("report", "evaluate.statistics")}
 WITHOUT_TORCH = ("cli", "config", "errors", "plan", "report")

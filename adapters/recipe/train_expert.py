@@ -26,7 +26,6 @@ TARGETS = {
 }
 SIZES = {"train": 2000, "validation": 2000, "test": 2500}
 GROUP = 12  # samples per prompt: the group's mean reward is the baseline
-PROMPTS_PER_STEP = 40
 
 
 def rows(domain: str, split: str) -> list[dict]:
@@ -39,7 +38,9 @@ def reward(completions: list, row: list[str], **_: object) -> list[float]:
     return [float(grade(Prompt.model_validate_json(r), c[0]["content"])) for r, c in zip(row, completions, strict=True)]
 
 
-def train(domain: str, base: str, output: Path, rank: int, targets: str, steps: int, learning_rate: float, seed: int) -> None:
+def train(
+    domain: str, base: str, output: Path, rank: int, targets: str, steps: int, prompts_per_step: int, learning_rate: float, seed: int
+) -> None:
     torch.manual_seed(seed)
     model, tokenizer = load_base(Base(base, base), "nf4", "cpu")
     prompts = {split: rows(domain, split) for split in SIZES}
@@ -56,7 +57,7 @@ def train(domain: str, base: str, output: Path, rank: int, targets: str, steps: 
             learning_rate=learning_rate,
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=2,
-            per_device_train_batch_size=GROUP * PROMPTS_PER_STEP,
+            per_device_train_batch_size=GROUP * prompts_per_step,
             num_generations=GROUP,
             max_completion_length=80,
             temperature=1.0,
@@ -77,8 +78,9 @@ def train(domain: str, base: str, output: Path, rank: int, targets: str, steps: 
     trainer.model.peft_config["default"].base_model_name_or_path = base
     trainer.model.save_pretrained(output)
     made = {
-        "domain": domain, "rank": rank, "targets": targets, "steps": steps, "learning_rate": learning_rate, "seed": seed,
-        "seconds": round(time.time() - started), "reward_by_step": [round(r, 4) for r in history],
+        "domain": domain, "rank": rank, "targets": targets, "steps": steps, "prompts_per_step": prompts_per_step,
+        "learning_rate": learning_rate, "seed": seed, "seconds": round(time.time() - started),
+        "reward_by_step": [round(r, 4) for r in history],
     }  # fmt: skip
     (output / "training.json").write_text(json.dumps(made, indent=2) + "\n")
     (output / "prompts").mkdir(exist_ok=True)
@@ -94,6 +96,7 @@ if __name__ == "__main__":
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--targets", choices=TARGETS, default="all")
     parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--prompts-per-step", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--seed", type=int, default=0)
     train(**vars(parser.parse_args()))

@@ -44,6 +44,8 @@ def main() -> None:
     for name, folder in (("base", "tiny-base"), ("math", "math.lora"), ("code", "code.lora")):
         made = json.loads((ADAPTERS / folder / "training.json").read_text())
         script = "train_base.py" if name == "base" else f"train_expert.py --domain {name} --rank {made['rank']} --targets {made['targets']}"
+        if name != "base":
+            script += f" --prompts-per-step {made['prompts_per_step']}"
         command = f"python adapters/recipe/{script} --steps {made['steps']} --learning-rate {made['learning_rate']} --seed {made['seed']}"
         lines = [
             WHAT[name],

@@ -116,6 +116,11 @@ class Backbone:
             return hidden
 
     @property
+    def hidden_size(self) -> int:
+        """H, what the head takes in."""
+        return int(self._head.weight.shape[1])
+
+    @property
     def head_is_shared(self) -> bool:
         """Whether all roles project hidden states alike and linearly, so that mixing hidden states mixes logits."""
         return self._softcap is None and not hasattr(self._head_module(), "lora_A")

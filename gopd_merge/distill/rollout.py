@@ -69,7 +69,6 @@ def encode(backbone: Backbone, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
             tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
             for text in prompts
         ]
-    tokenizer.padding_side = "left"
     encoded = tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=not tokenizer.chat_template)
     return encoded["input_ids"].to(backbone.device), encoded["attention_mask"].to(backbone.device)
 

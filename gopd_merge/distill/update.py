@@ -11,6 +11,7 @@ from gopd_merge.distill.fused import TokenStatistics, backward_in_chunks
 from gopd_merge.distill.objective import Estimator
 from gopd_merge.distill.rollout import Rollout
 from gopd_merge.distill.target import Target
+from gopd_merge.errors import GopdError
 
 
 def accumulate_gradient(
@@ -34,12 +35,22 @@ def accumulate_gradient(
     return TokenStatistics(*(torch.cat([getattr(s, name) for s in statistics]) for name in ("kl", "entropy", "log_prob")))
 
 
+def default_learning_rate(hidden_size: int) -> float:
+    """0.002 at the width of the embedded base, where it was chosen, falling with 1/√width to what is usual for LoRA on large bases."""
+    return 2e-3 * math.sqrt(128 / hidden_size)
+
+
 def optimizer_step(parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
-    """Clip, step, clear. Returns the gradient norm before clipping."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    """Clip, step, clear. Returns the gradient norm before clipping.
+
+    Raises GopdError when the gradient is not finite; the parameters are then as they were.
+    """
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    if not math.isfinite(norm):
+        raise GopdError("the gradient is not finite; lower --learning-rate or --alpha, and see the last lines of metrics.jsonl")
     optimizer.step()
     optimizer.zero_grad()
-    return float(norm)
+    return norm
 
 
 def domain_metrics(rollout: Rollout, target: Target, statistics: TokenStatistics) -> Mapping[str, Mapping[str, float | None]]:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -53,6 +53,7 @@ def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel"
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     compute_dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype: Any = compute_dtype if device == "cpu" or quantize == "nf4" else "auto"
     quantization = None
     if quantize == "nf4":
         quantization = BitsAndBytesConfig(
@@ -61,10 +62,11 @@ def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel"
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.location)
         model = AutoModelForCausalLM.from_pretrained(
-            base.location, quantization_config=quantization, dtype=compute_dtype, device_map={"": device}, trust_remote_code=False
+            base.location, quantization_config=quantization, dtype=dtype, device_map={"": device}, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise GopdError(f"{base.location}: the base cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    tokenizer.padding_side = "left"  # responses are appended on the right
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     _keep_gradients(model)

@@ -145,6 +145,10 @@ def _read_modules(folder: Path) -> tuple[dict[str, tuple[int, int, int]], bool]:
     for module, sides in shapes.items():
         if missing := {"A", "B"} - set(sides):
             raise InputError(f"{path}: {module} has no lora_{missing.pop()}; the file is incomplete, copy or train it again")
+        if len(sides["A"]) != 2 or len(sides["B"]) != 2:
+            raise InputError(
+                f"{path}: {module} is no linear layer, its lora_A has {len(sides['A'])} dimensions; train the expert without it"
+            )
         (rank, inputs), (outputs, rank_b) = sides["A"], sides["B"]
         if rank != rank_b:
             raise InputError(f"{path}: {module} has rank {rank} in lora_A and {rank_b} in lora_B; save the adapter again")

@@ -13,6 +13,7 @@ class PromptMixer:
         self._sets = sorted(sets, key=lambda s: s.domain)
         self._share = batch_size // len(self._sets)
         self._seed = seed
+        self._orders: dict[str, tuple[int, list[int]]] = {}  # by domain: the last epoch asked for, and its order
 
     def batch(self, step: int) -> tuple[list[str], list[str]]:
         """Texts and domains of step `step` (from 0), both of length batch_size."""
@@ -29,6 +30,9 @@ class PromptMixer:
         return source.prompts[self._order(source, epoch)[index]].prompt
 
     def _order(self, source: PromptSet, epoch: int) -> list[int]:
-        order = list(range(len(source.prompts)))
-        random.Random(f"{self._seed} {source.domain} epoch {epoch}").shuffle(order)
+        known_epoch, order = self._orders.get(source.domain, (-1, []))
+        if known_epoch != epoch:
+            order = list(range(len(source.prompts)))
+            random.Random(f"{self._seed} {source.domain} epoch {epoch}").shuffle(order)
+            self._orders[source.domain] = (epoch, order)
         return order
