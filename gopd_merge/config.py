@@ -5,7 +5,7 @@ The command line's flags, the YAML file and `merge.json` are all made from `Merg
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,11 +82,7 @@ class MergeConfig(BaseModel):
         if isinstance(value, str):
             value = [value]
         if isinstance(value, Sequence):
-            named = _pairs("--experts", value, default_key=expert_domain)
-            value = dict(named)
-            if len(value) < len(named):
-                twice = next(d for d, _ in named if [n for n, _ in named].count(d) > 1)
-                raise ValueError(f"the domain {twice} is named twice; give one of them another name: {twice}2=PATH")
+            value = _pairs("--experts", value, default_key=expert_domain)
         if isinstance(value, Mapping):
             for domain in value:
                 if not DOMAIN_NAME.fullmatch(str(domain)):
@@ -97,7 +93,7 @@ class MergeConfig(BaseModel):
     @classmethod
     def _alpha(cls, value: Any) -> Any:
         if isinstance(value, Sequence) and not isinstance(value, str):
-            value = value[0] if len(value) == 1 and "=" not in str(value[0]) else dict(_pairs("--alpha", value))
+            value = value[0] if len(value) == 1 and "=" not in str(value[0]) else _pairs("--alpha", value)
         if isinstance(value, Mapping):
             return {domain: _number(number, f"{domain}=") for domain, number in value.items()}
         return _number(value)
@@ -105,7 +101,7 @@ class MergeConfig(BaseModel):
     @field_validator("prompts", mode="before")
     @classmethod
     def _prompts(cls, value: Any) -> Any:
-        return value if isinstance(value, Mapping) else dict(_pairs("--prompts", value))
+        return value if isinstance(value, Mapping) else _pairs("--prompts", value)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "MergeConfig":
@@ -143,16 +139,19 @@ def _number(value: Any, label: str = "") -> float:
     return number
 
 
-def _pairs(flag: str, values: Sequence[str], default_key: Any = None) -> list[tuple[str, str]]:
-    pairs = []
-    for text in [values] if isinstance(values, str) else values:
-        key, equals, value = str(text).partition("=")
-        if equals and key and value:
-            pairs.append((key, value))
-        elif default_key and not equals:
-            pairs.append((default_key(text), str(text)))
-        else:
+def _pairs(flag: str, values: Sequence[str], default_key: Callable[[str], str] | None = None) -> dict[str, str]:
+    """KEY=VALUE texts to a mapping; a text without = goes under `default_key(text)`."""
+    pairs: dict[str, str] = {}
+    for text in [values] if isinstance(values, str) else map(str, values):
+        key, equals, value = text.partition("=")
+        if not equals and default_key:
+            key, value = default_key(text), text
+        if not key or not value:
             raise ValueError(f"{flag} {text} is not of the form DOMAIN=VALUE")
+        if key in pairs:
+            remedy = f"give one of them another name: {key}2=PATH" if default_key else "name it once"
+            raise ValueError(f"{flag}: the domain {key} is named twice; {remedy}")
+        pairs[key] = value
     return pairs
 
 

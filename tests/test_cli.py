@@ -36,6 +36,7 @@ def refused(run_cli, code_copy):
         (["--alpha", "math=2", "code=1", "law=1"], "the domain law", "use one of those"),
         (["--prompts", "law=x.jsonl"], "the domain law", "use one of those"),
         (["--prompts", "x.jsonl"], "--prompts x.jsonl", "DOMAIN=VALUE"),
+        (["--alpha", "math=2", "code=1", "math=3"], "domain math is named twice", "name it once"),
         (["--prompts", "math=missing.jsonl"], "missing.jsonl", "--prompts math=FILE.jsonl"),
         (["--steps", "0"], "--steps 0", "greater than or equal to 1"),
         (["--steps", "many"], "--steps", "int"),
