@@ -27,10 +27,10 @@ format: install-dev
 adapters: install-dev  ## train the embedded base and both experts again (about 40 minutes on two cores)
 	$(BIN)/python adapters/recipe/train_base.py --output adapters/tiny-base
 	$(BIN)/python adapters/recipe/train_expert.py --domain math --rank 8 --targets all --steps 32 --output adapters/math.lora
-	$(BIN)/python adapters/recipe/train_expert.py --domain code --rank 4 --targets some --steps 50 --prompts-per-step 40 --learning-rate 5e-4 --output adapters/code.lora
+	$(BIN)/python adapters/recipe/train_expert.py --domain code --rank 4 --targets some --steps 44 --prompts-per-step 64 --learning-rate 5e-4 --output adapters/code.lora
 	$(BIN)/python adapters/recipe/write_cards.py
 
-measure: install  ## the table of eval/README.md: five seeds at three reward scales (about 40 minutes)
+measure: install  ## the table of eval/README.md: five seeds at four reward scales (about an hour)
 	$(BIN)/python eval/embedded_seeds.py
 	$(BIN)/python eval/tables.py
 

@@ -1,4 +1,4 @@
-"""Five seeds of the main command at three reward scales, against base, experts, exact average and task arithmetic.
+"""Five seeds of the main command at four reward scales, against base, experts, exact average and task arithmetic.
 
     python eval/embedded_seeds.py
 
@@ -24,7 +24,7 @@ from gopd_merge.plan import Inputs, read_inputs
 from gopd_merge.prompts.sources import graded_prompts
 
 EXPERTS = {"math": "adapters/math.lora", "code": "adapters/code.lora"}
-ALPHAS = (1.0, 1.25, 2.0)
+ALPHAS = (1.0, 1.25, 1.5, 2.0)
 GRID = (0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.4, 1.7, 2.0)  # task arithmetic: the coefficient of every expert's update
 TUNING_QUESTIONS = 1000
 
