@@ -37,9 +37,10 @@ class Study:
         work.mkdir(parents=True, exist_ok=True)
         self.rows_file = work / "rows.jsonl"
         self.rows = [json.loads(line) for line in self.rows_file.read_text().splitlines()] if self.rows_file.exists() else []
-        self.config = MergeConfig(experts=EXPERTS, output=work / "unused")
+        self.config = MergeConfig(experts=EXPERTS, output=work / "unused", batch_size=250)  # of questions asked at once
         self.inputs: Inputs = read_inputs(self.config)
         self.backbone: Backbone = load_backbone(self.config, self.inputs)
+        self.environment = environment(self.backbone.device)  # of the code that runs, should the checkout change meanwhile
         self.updates = [load_updates(e) for e in self.inputs.experts]
 
     def tasks(self, split: str, n: int | None = None) -> list[Task]:
@@ -104,11 +105,11 @@ def main(work: Path, seeds: int, output: Path) -> None:
     document = {
         "schema": 1,
         "command": " ".join(["python", *sys.argv]),
-        "config": study.config.model_dump(mode="json", exclude={"output"}),
+        "config": MergeConfig(experts=EXPERTS).model_dump(mode="json", exclude={"output", "alpha", "seed"}),
         "tuned_coefficient": coefficient,
         "tuning_grid": GRID,
         "results": study.rows,
-        "environment": environment(backbone.device),
+        "environment": study.environment,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(document, indent=1) + "\n")

@@ -49,7 +49,7 @@ def main() -> None:
         command = f"python adapters/recipe/{script} --steps {made['steps']} --learning-rate {made['learning_rate']} --seed {made['seed']}"
         lines = [
             WHAT[name],
-            f"\nMade in {made['seconds']} s on two CPU cores by\n\n    {command} --output adapters/{folder}\n",
+            f"\nMade in {made['seconds']} s on CPU by\n\n    {command} --output adapters/{folder}\n",
             f"Accuracy in per cent with 95 % intervals, n = {table[name, 1.0, 'math'].n:,} test questions each, NF4, seed 0:\n",
             "| | math | code |\n|---|---|---|",
         ]
