@@ -30,8 +30,10 @@ adapters: install-dev  ## train the embedded base and both experts again (about 
 	$(BIN)/python adapters/recipe/train_expert.py --domain code --rank 4 --targets some --steps 44 --prompts-per-step 64 --learning-rate 5e-4 --output adapters/code.lora
 	$(BIN)/python adapters/recipe/write_cards.py
 
-measure: install  ## the table of eval/README.md: five seeds at four reward scales (about an hour)
+measure: install  ## the tables of eval/README.md on the embedded default (about an hour and a half)
 	$(BIN)/python eval/embedded_seeds.py
+	$(BIN)/python eval/target_probe.py
+	$(BIN)/python eval/main_command.py
 	$(BIN)/python eval/tables.py
 
 lock: install-dev  ## pin what is installed

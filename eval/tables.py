@@ -98,6 +98,28 @@ def headline() -> list[str]:
     return [*lines, "\n[eval/README.md](eval/README.md) has the greedy scores, the paired differences and the cost."]
 
 
+def target_table() -> list[str]:
+    """How good the target itself is, and how far from it the trained students end."""
+    document = json.loads((RESULTS / "target_probe.json").read_text())
+    merged = [r for r in json.loads((RESULTS / "embedded_seeds.json").read_text())["results"] if r["method"] in ("opd", "exopd")]
+    lines = [
+        "\n## What the target allows\n",
+        "Accuracy of the target `teacher^α · reference^(1−α)` itself, sampled token by token without any student (temperature 1, one seed, "
+        "95 % interval over questions), beside the mean of the students that were trained toward it. "
+        f"Made by `{document['command']}`.\n",
+        "| α | math, target | math, student | code, target | code, student |\n|---|---|---|---|---|",
+    ]
+    for alpha in dict.fromkeys(r["alpha"] for r in document["results"]):
+        cells = []
+        for domain in DOMAINS:
+            (target,) = (r for r in document["results"] if (r["alpha"], r["domain"]) == (alpha, domain))
+            cells.append(f"{100 * target['score']:.1f} ({100 * target['low']:.1f}–{100 * target['high']:.1f})")
+            students = score_of(merged, alpha=alpha, domain=domain, temperature=1.0).values()
+            cells.append(f"{100 * statistics.mean(students):.1f}" if students else "")
+        lines.append(f"| {alpha:g} | {' | '.join(cells)} |")
+    return lines
+
+
 def cost_table() -> list[str]:
     document = json.loads((RESULTS / "main_command.json").read_text())
     lines = [
@@ -144,7 +166,12 @@ def help_text() -> str:
 
 if __name__ == "__main__":
     parts = ["# Results\n\nWritten by `python eval/tables.py` from the JSON files in `results/`.\n"]
-    for name, table in (("embedded_seeds", seeds_tables), ("main_command", cost_table), ("smollm2", real_table)):
+    for name, table in (
+        ("embedded_seeds", seeds_tables),
+        ("target_probe", target_table),
+        ("main_command", cost_table),
+        ("smollm2", real_table),
+    ):
         if (RESULTS / f"{name}.json").is_file():
             parts += table()
     Path("eval/README.md").write_text("\n".join(parts) + "\n")

@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,12 @@ def new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        with suppress(OSError):  # it is not empty: what was computed stays
+            partial.rmdir()
+        raise
     for path in sorted(partial.rglob("*")):
         _fsync(path)
     _fsync(partial)

@@ -16,7 +16,7 @@ from gopd_merge import artefacts
 from gopd_merge.config import MergeConfig
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert
 from gopd_merge.distill.objective import ESTIMATORS
-from gopd_merge.distill.rollout import answers, generate
+from gopd_merge.distill.rollout import answers, check_lengths, generate
 from gopd_merge.distill.target import score
 from gopd_merge.distill.update import accumulate_gradient, default_learning_rate, domain_metrics, optimizer_step
 from gopd_merge.evaluate.statistics import Comparison, Result, compare
@@ -96,6 +96,8 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
         listener.phase("loading the base")
         with clock.measure("load"):
             backbone = load_backbone(config, inputs)
+            for asked in (*inputs.prompts, *inputs.test_prompts):
+                check_lengths(backbone, asked.domain, [p.prompt for p in asked.prompts], config.max_new_tokens)
         learning_rate = config.learning_rate or default_learning_rate(backbone.hidden_size)
         config = config.model_copy(update={"learning_rate": learning_rate})  # so that merge.json holds the number
         try:

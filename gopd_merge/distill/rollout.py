@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
 from gopd_merge.distill.backbone import Backbone
+from gopd_merge.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,31 @@ class Answers:
 
 def encode(backbone: Backbone, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Chat-formatted prompts, padded on the left: ids and mask, both (B, P). A base without a chat template gets plain text."""
+    encoded = _tokenize(backbone, prompts, return_tensors="pt", padding=True)
+    return encoded["input_ids"].to(backbone.device), encoded["attention_mask"].to(backbone.device)
+
+
+def check_lengths(backbone: Backbone, domain: str, prompts: Sequence[str], max_new_tokens: int) -> None:
+    """Raises InputError for a prompt that, with its response, is longer than the base's context."""
+    context = getattr(backbone.peft.get_base_model().config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return
+    for number, ids in enumerate(_tokenize(backbone, prompts)["input_ids"], start=1):
+        if len(ids) + max_new_tokens > context:
+            raise InputError(
+                f"prompt {number} of {domain} has {len(ids):,} tokens; with --max-new-tokens {max_new_tokens} that is more than the "
+                f"base's context of {context:,}; remove the prompt, or lower --max-new-tokens"
+            )
+
+
+def _tokenize(backbone: Backbone, prompts: Sequence[str], **options: Any) -> Any:
     tokenizer = backbone.tokenizer
     if tokenizer.chat_template:
         prompts = [
             tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
             for text in prompts
         ]
-    encoded = tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=not tokenizer.chat_template)
-    return encoded["input_ids"].to(backbone.device), encoded["attention_mask"].to(backbone.device)
+    return tokenizer(list(prompts), add_special_tokens=not tokenizer.chat_template, **options)
 
 
 @torch.no_grad()
