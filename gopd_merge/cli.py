@@ -51,9 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             app.help_print()
             return 2
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-    except (GopdError, cyclopts.CycloptsError) as error:
+    except GopdError as error:
+        for line in str(error).splitlines():  # one, or a heading with its findings indented
+            print(line if line.startswith("  ") else f"gopd-merge: {line}", file=sys.stderr)
+        return error.exit_code
+    except cyclopts.CycloptsError as error:
         print(f"gopd-merge: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code if isinstance(error, GopdError) else 2
+        return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read stdout is gone; do not trip over it at exit
         return 1

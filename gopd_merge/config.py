@@ -45,6 +45,7 @@ class MergeConfig(BaseModel):
     prompts: dict[str, str] = option(
         {}, "training prompts, DOMAIN=FILE.jsonl each (default: prompts/train.jsonl in the adapter's folder)", "What to merge", list[str]
     )
+    allow_noop: bool = option(False, "take an expert that changes nothing (every lora_B zero)", "What to merge")
     output: Path = option(Path("merged.lora"), "folder to write the merged adapter to", "Output")
     overwrite: bool = option(False, "replace the output folder if it exists", "Output")
     eval: bool = option(True, "measure base, experts, average and the merge at the end", "Output")

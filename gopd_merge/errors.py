@@ -1,5 +1,7 @@
 """What can go wrong, each with the exit code that the command line gives it."""
 
+from collections.abc import Sequence
+
 
 class GopdError(Exception):
     """A failure that has a one-line explanation: what was given, what was found, what to do."""
@@ -11,6 +13,25 @@ class InputError(GopdError, ValueError):
     """An option or an input file that is refused before any work is done."""
 
     exit_code = 2
+
+
+class Refused(InputError):
+    """An input with one or more findings: one line for one, else a heading and a line for each."""
+
+    SHOWN = 8  # findings; there can be as many as tensors
+
+    def __init__(self, path: object, findings: Sequence[tuple[str, str]]) -> None:
+        self.findings = tuple(findings)
+        if len(findings) == 1:
+            ((problem, remedy),) = findings
+            super().__init__(f"{path}: {problem}; {remedy}")
+            return
+        shown = findings[: self.SHOWN]
+        width = max(len(problem) for problem, _ in shown)
+        lines = [f"{path}: {len(findings)} problems", *(f"  {problem.ljust(width)}  {remedy}" for problem, remedy in shown)]
+        if len(findings) > len(shown):
+            lines.append(f"  and {len(findings) - len(shown)} more")
+        super().__init__("\n".join(lines))
 
 
 class VerificationError(GopdError):

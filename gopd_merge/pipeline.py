@@ -22,7 +22,7 @@ from gopd_merge.distill.update import accumulate_gradient, default_learning_rate
 from gopd_merge.evaluate.statistics import Comparison, Result, compare
 from gopd_merge.evaluate.tasks import Outcome, Task, ask, result_row
 from gopd_merge.experts.base import load_base
-from gopd_merge.experts.static import check_values, load_updates, weighted_sum
+from gopd_merge.experts.static import load_updates, weighted_sum
 from gopd_merge.plan import MANIFEST, Inputs, read_inputs
 from gopd_merge.prompts.mixing import PromptMixer
 from gopd_merge.report.card import card_text
@@ -88,9 +88,10 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
     listener = listener or Silent()
     clock = Clock()
     inputs = inputs or read_inputs(config)
-    for one in inputs.experts:
-        check_values(one)
     listener.started(config, inputs)
+    for one in inputs.experts:
+        for warning in one.warnings:
+            listener.note(f"{one.path}: {warning}")
 
     with artefacts.new_folder(config.output, config.overwrite) as folder:
         listener.phase("loading the base")
@@ -246,7 +247,14 @@ def manifest(config: MergeConfig, inputs: Inputs, metrics: Mapping[str, Any]) ->
     return {
         "config": config.model_dump(mode="json"),
         "inputs": {
-            e.domain: {"path": str(e.path), "sha256": e.sha256, "rank": e.rank, "targets": list(e.targets), "prompts": len(s.prompts)}
+            e.domain: {
+                "path": str(e.path),
+                "sha256": e.sha256,
+                "rank": e.rank,
+                "targets": list(e.targets),
+                "warnings": list(e.warnings),
+                "prompts": len(s.prompts),
+            }
             for e, s in zip(inputs.experts, inputs.prompts, strict=True)
         },
         "base": {"name": inputs.base.name, "on_hub": not inputs.base.is_local, "quantization": config.quantize},

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gopd_merge.errors import GopdError
-from gopd_merge.experts.intake import Expert
+from gopd_merge.errors import GopdError, InputError
+from gopd_merge.experts.intake import CONFIG, WEIGHTS, Expert
+from gopd_merge.experts.schema import SAVE_AGAIN
 from gopd_merge.experts.static import LAYER_PREFIX, Update
 
 STUDENT, REFERENCE = "student", "__base__"  # "__base__" is what PEFT calls a row of a batch without any adapter
@@ -36,7 +38,9 @@ class Backbone:
         self._head = model.get_output_embeddings()
         self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         first, *others = experts
-        self.peft = PeftModel.from_pretrained(model, first.path, adapter_name=expert(first.domain))
+        with _peft_errors(first.path):
+            self.peft = PeftModel.from_pretrained(model, first.path, adapter_name=expert(first.domain))
+        self._check_loaded(first.path, expert(first.domain))
         self._can_mix = not any(e.uses_dora for e in experts)  # PEFT refuses DoRA in a mixed batch
         for other in others:
             self.load_adapter(other.path, expert(other.domain))
@@ -66,8 +70,10 @@ class Backbone:
         self._freeze()
 
     def load_adapter(self, folder: Path, role: str) -> None:
-        """An adapter folder under a role of its own, read by PEFT."""
-        self.peft.load_adapter(folder, adapter_name=role)
+        """An adapter folder under a role of its own, read by PEFT. Raises InputError unless all of its tensors found their place."""
+        with _peft_errors(folder):
+            self.peft.load_adapter(folder, adapter_name=role)
+        self._check_loaded(folder, role)
         self._freeze()
 
     def remove(self, role: str) -> None:
@@ -142,10 +148,23 @@ class Backbone:
         """The student as a plain PEFT adapter: adapter_config.json and adapter_model.safetensors."""
         config = self.peft.peft_config[STUDENT]
         config.base_model_name_or_path = base_name
-        self.peft.save_pretrained(folder, selected_adapters=[STUDENT])
+        # Where the student adapts embeddings or head, PEFT would put the base's own (tied, frozen) weights beside its tensors.
+        self.peft.save_pretrained(folder, selected_adapters=[STUDENT], save_embedding_layers=False)
         for file in (folder / STUDENT).iterdir():  # PEFT puts every adapter but "default" in a folder of its own
             file.rename(folder / file.name)
         (folder / STUDENT).rmdir()
+
+    def _check_loaded(self, folder: Path, role: str) -> None:
+        """PEFT passes over tensors that its config does not speak of, and leaves at random what the file lacks, without an error."""
+        loaded = {_tensor_name(name) for name in get_peft_model_state_dict(self.peft, adapter_name=role, save_embedding_layers=False)}
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            written = {_tensor_name(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        for names, problem in ((written - loaded, "has no place on the base"), (loaded - written, "is missing from the file")):
+            if names:
+                raise InputError(
+                    f"{folder}: {len(names)} tensor(s) do not fit its {CONFIG} and the base: {min(names)} {problem}; "
+                    "put the config and the tensors of one training together"
+                )
 
     def _head_module(self) -> torch.nn.Module:
         head: torch.nn.Module = self.peft.get_base_model().get_output_embeddings()
@@ -186,3 +205,17 @@ class Backbone:
             raise GopdError(
                 f"{type(self.peft.get_base_model()).__name__} changes its logits after the output head, which is not supported yet"
             )
+
+
+@contextmanager
+def _peft_errors(folder: Path) -> Iterator[None]:
+    """What PEFT says about an adapter that it cannot load, in one line."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder}: PEFT cannot load it: {' '.join(str(error).split())[:300]}; {SAVE_AGAIN}") from error
+
+
+def _tensor_name(name: str) -> str:
+    """DoRA's magnitudes have had two names."""
+    return name.removesuffix(".weight") if "lora_magnitude_vector" in name else name

@@ -1,31 +1,23 @@
-"""Checked reads of adapter folders, from their configs and tensor headers alone: no model, no torch."""
+"""Checked reads of adapter folders: config, tensor headers and streamed values. No model, no torch; all findings at once."""
 
-import hashlib
 import json
-import math
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from gopd_merge.errors import InputError, Refused
+from gopd_merge.experts.schema import SAVE_AGAIN, LoraSettings, check_settings
+from gopd_merge.experts.tensor_file import EXPONENTS, TensorInfo, UnreadableError, all_zero, file_sha256, not_finite, read_header
 
-from gopd_merge.errors import InputError
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 LARGEST_CONFIG = 1 << 20  # bytes
-# Features that change what the other roles see, or that need more than one adapter switched on the shared base.
-UNSUPPORTED = {
-    "modules_to_save": "it replaces whole modules, which the roles share",
-    "trainable_token_indices": "it changes the embeddings, which the roles share",
-    "target_parameters": "it adapts bare parameters, which cannot be switched for one row of a batch",
-    "layer_replication": "it changes the layers of the base, which the roles share",
-    "alora_invocation_tokens": "it is on for a part of the text only",
-}
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations that rewrite the base's weights
 LORA_TENSOR = re.compile(
-    r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>A|B|embedding_A|embedding_B|magnitude_vector)(\.weight|\.bias)?"
+    r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|B\.bias|embedding_A|embedding_B|magnitude_vector(\.weight)?)"
 )
+BASE_TENSOR = re.compile(r"base_model\.model\..+\.(base_layer|embed_tokens|lm_head)\.weight")
+Finding = tuple[str, str]  # the problem, the remedy
 
 
 @dataclass(frozen=True)
@@ -40,34 +32,22 @@ class Expert:
     sha256: str
     uses_dora: bool
     is_plain: bool  # its update of every weight is scale · B · A and nothing else
+    warnings: tuple[str, ...]
+    settings: LoraSettings = field(repr=False)
     modules: dict[str, tuple[int, int, int]] = field(repr=False)
 
 
-def read_expert(domain: str, path: str) -> Expert:
-    """Raises InputError, one line, when the folder is missing, is no LoRA adapter, or cannot be merged correctly."""
-    folder = Path(path)
-    config = _read_config(folder)
-    _refuse_unsupported(folder, config)
-    base_name = config.get("base_model_name_or_path")
-    if not isinstance(base_name, str) or not base_name:
-        raise InputError(f"{folder}/{CONFIG}: base_model_name_or_path is {base_name!r}; write the name of the expert's base there")
-    modules, is_plain = _read_modules(folder)
-    return Expert(
-        domain=domain,
-        path=folder,
-        base_name=base_name,
-        rank=max(rank for rank, _, _ in modules.values()),
-        targets=tuple(sorted({name.rpartition(".")[2] for name in modules})),
-        sha256=file_sha256(folder / WEIGHTS),
-        uses_dora=bool(config.get("use_dora")),
-        is_plain=is_plain,
-        modules=modules,
-    )
-
-
-def read_experts(paths: dict[str, str]) -> list[Expert]:
-    """All experts, in order of domain. Raises InputError when one is refused or two are the same bytes."""
-    experts = [read_expert(domain, paths[domain]) for domain in sorted(paths)]
+def read_experts(paths: Mapping[str, str], allow_noop: bool = False) -> list[Expert]:
+    """All experts, in order of domain. Raises InputError with every finding on every one of them."""
+    experts: list[Expert] = []
+    refusals: list[InputError] = []
+    for domain in sorted(paths):
+        try:
+            experts.append(read_expert(domain, paths[domain], allow_noop))
+        except InputError as error:
+            refusals.append(error)
+    if refusals:
+        raise InputError("\n".join(map(str, refusals)))
     by_content: dict[str, Expert] = {}
     for expert in experts:
         other = by_content.setdefault(expert.sha256, expert)
@@ -76,81 +56,149 @@ def read_experts(paths: dict[str, str]) -> list[Expert]:
     return experts
 
 
-def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.exists():
+def read_expert(domain: str, path: str, allow_noop: bool = False) -> Expert:
+    """Raises InputError when the folder is missing or no LoRA adapter, Refused with all findings when it cannot be merged correctly."""
+    folder = Path(path)
+    if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a folder that holds {CONFIG} and {WEIGHTS}")
-    path = folder / CONFIG
-    if not path.is_file():
+    if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: not a LoRA adapter, it has no {CONFIG}; name the folder that PEFT's save_pretrained wrote")
-    if path.stat().st_size > LARGEST_CONFIG:
-        raise InputError(f"{path}: {path.stat().st_size} bytes, larger than any adapter config; is it the right file?")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); copy or save the adapter again") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(config).__name__}; copy or save the adapter again")
-    return config
+    findings = _check_links(folder)
+    if findings:
+        raise Refused(folder, findings)
+    content, findings = _read_config(folder)
+    settings, config_findings, warnings = check_settings(content) if content else (None, [], [])
+    findings += [(f"{CONFIG}: {problem}", remedy) for problem, remedy in config_findings]
+    tensors, file_findings = _read_tensors(folder, allow_noop)
+    findings += file_findings
+    modules, shape_findings = _modules(tensors, settings)
+    findings += shape_findings
+    if findings or settings is None:
+        raise Refused(folder, findings)
+    if (folder / PICKLE).exists():
+        warnings.append(f"{PICKLE} beside the safetensors is ignored: only safetensors is read")
+    return Expert(
+        domain=domain,
+        path=folder,
+        base_name=settings.base_model_name_or_path,
+        rank=max(rank for rank, _, _ in modules.values()),
+        targets=tuple(sorted({name.rpartition(".")[2] for name in modules})),
+        sha256=file_sha256(folder / WEIGHTS),
+        uses_dora=settings.use_dora,
+        is_plain=all(t.name.endswith(("lora_A.weight", "lora_B.weight")) for t in tensors),
+        warnings=tuple(warnings),
+        settings=settings,
+        modules=modules,
+    )
 
 
-def _refuse_unsupported(folder: Path, config: dict[str, Any]) -> None:
+def pattern_value(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """The value of the first pattern that fits the module's name, as PEFT finds it (its `get_pattern_key`)."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+
+
+def _check_links(folder: Path) -> list[Finding]:
+    """A link must stay in the folder, or lead from a Hub cache's snapshot to that cache's blobs."""
+    allowed = [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":
+        allowed.append(folder.resolve().parents[1] / "blobs")
+    outside = [name for name in (CONFIG, WEIGHTS) if not any((folder / name).resolve().is_relative_to(place) for place in allowed)]
+    return [(f"{name} is a link that leaves the folder", "put the file itself there") for name in outside]
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], list[Finding]]:
     path = folder / CONFIG
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise InputError(f"{path}: peft_type is {kind!r}, but only LORA can be merged; train the expert as a LoRA")
-    for name, reason in UNSUPPORTED.items():
-        if config.get(name):
-            raise InputError(f"{path}: {name} is set, and {reason}; train the expert without it")
-    if config.get("bias", "none") != "none":
-        raise InputError(f"{path}: bias is {config['bias']!r}, which changes the base's own biases; train the expert with bias='none'")
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
-        raise InputError(
-            f"{path}: init_lora_weights is {init!r}, which changes the base; convert the adapter to a plain LoRA with "
-            "PEFT's save_pretrained(path_initial_model_for_weight_conversion=…)"
-        )
-    for name in ("r", "lora_alpha"):
-        value = config.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 < value <= 1e5:
-            raise InputError(f"{path}: {name} is {value!r}, expected a positive number; copy or save the adapter again")
+    if (size := path.stat().st_size) > LARGEST_CONFIG:
+        return {}, [(f"{CONFIG}: {size:,} bytes, larger than any adapter's", "is it the right file?")]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        return {}, [(f"{CONFIG}: not valid JSON ({error})", SAVE_AGAIN)]
+    if not isinstance(content, dict) or not content:
+        return {}, [(f"{CONFIG}: expected a JSON object with settings, found {type(content).__name__}", SAVE_AGAIN)]
+    return content, []
 
 
-def _read_modules(folder: Path) -> tuple[dict[str, tuple[int, int, int]], bool]:
+def _read_tensors(folder: Path, allow_noop: bool) -> tuple[list[TensorInfo], list[Finding]]:
     path = folder / WEIGHTS
     if not path.is_file():
-        pickle = next(folder.glob("adapter_model.*"), None)
-        found = f"found {pickle.name}, but only safetensors is read" if pickle else "the file is missing"
-        raise InputError(f"{path}: {found}; save the adapter with safe_serialization=True")
-    shapes: dict[str, dict[str, list[int]]] = {}
-    is_plain = True
+        found = f"found {PICKLE}, but only safetensors is read" if (folder / PICKLE).exists() else "the file is missing"
+        return [], [(f"{WEIGHTS}: {found}", "save the adapter with safe_serialization=True")]
     try:
-        with safe_open(path, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a dict
-                if not (match := LORA_TENSOR.fullmatch(name)):
-                    raise InputError(f"{path}: {name} is not a LoRA tensor; save the adapter again with PEFT")
-                is_plain = is_plain and name.endswith(("lora_A.weight", "lora_B.weight"))
-                if not name.endswith(".bias"):
-                    shapes.setdefault(match["module"], {})[match["side"].removeprefix("embedding_")] = tensors.get_slice(name).get_shape()
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); copy or save the adapter again") from None
-    if not shapes:
-        raise InputError(f"{path}: holds no tensors; train or save the adapter again")
-    modules = {}
-    for module, sides in shapes.items():
-        if missing := {"A", "B"} - set(sides):
-            raise InputError(f"{path}: {module} has no lora_{missing.pop()}; the file is incomplete, copy or train it again")
-        if len(sides["A"]) != 2 or len(sides["B"]) != 2:
-            raise InputError(
-                f"{path}: {module} is no linear layer, its lora_A has {len(sides['A'])} dimensions; train the expert without it"
-            )
-        (rank, inputs), (outputs, rank_b) = sides["A"], sides["B"]
-        if rank != rank_b:
-            raise InputError(f"{path}: {module} has rank {rank} in lora_A and {rank_b} in lora_B; save the adapter again")
-        modules[module] = (rank, inputs, outputs)
-    return modules, is_plain
+        tensors = read_header(path)
+    except UnreadableError as error:
+        return [], [(f"{WEIGHTS}: not a readable safetensors file ({error})", SAVE_AGAIN)]
+    if not tensors:
+        return [], [(f"{WEIGHTS}: holds no tensors", "train or save the adapter again")]
+    findings = [_foreign(t.name) for t in tensors if not LORA_TENSOR.fullmatch(t.name)]
+    findings += [(f"{t.name} has the type {t.dtype}", f"save it as {', '.join(EXPONENTS)}") for t in tensors if t.dtype not in EXPONENTS]
+    if not findings:
+        findings = [(f"{t.name} holds NaN or infinity", "its training diverged: train it again") for t in not_finite(path, tensors)]
+        updates = [t for t in tensors if "lora_B" in t.name or "lora_embedding_B" in t.name or "magnitude" in t.name]
+        if not findings and not allow_noop and all_zero(path, updates):
+            findings = [("every lora_B is zero, so the adapter changes nothing", "train it first, or take it with --allow-noop")]
+    return tensors, findings
+
+
+def _foreign(name: str) -> Finding:
+    if BASE_TENSOR.fullmatch(name):
+        return f"{name} is a copy of a layer of the base, which the roles share", "save the adapter with save_embedding_layers=False"
+    return f"{name} is not a LoRA tensor", "save the adapter again with PEFT"
+
+
+def _modules(tensors: list[TensorInfo], settings: LoraSettings | None) -> tuple[dict[str, tuple[int, int, int]], list[Finding]]:
+    """(rank, in, out) of every adapted module, and what does not fit together."""
+    parts: dict[str, dict[str, tuple[int, ...]]] = {}
+    for tensor in tensors:
+        if match := LORA_TENSOR.fullmatch(tensor.name):
+            part = match["part"].removeprefix("embedding_").removesuffix(".weight")
+            parts.setdefault(match["module"], {})[part] = tensor.shape
+    modules: dict[str, tuple[int, int, int]] = {}
+    findings: list[Finding] = []
+    for module, found in parts.items():
+        problems = list(_halves_findings(module, found))
+        if not problems:
+            (rank, inputs), (outputs, _) = found["A"], found["B"]
+            modules[module] = (rank, inputs, outputs)
+            problems = list(_settings_findings(module, found, settings)) if settings else []
+        findings += problems
+    return modules, list(dict.fromkeys(findings))
+
+
+def _halves_findings(module: str, found: Mapping[str, tuple[int, ...]]) -> Iterator[Finding]:
+    """Do A and B make one low-rank update?"""
+    for side in ("A", "B"):
+        if side not in found:
+            yield f"{module} has no lora_{side}", "the file is incomplete: copy or train it again"
+        elif len(found[side]) != 2:
+            yield f"{module} is no linear layer, its lora_{side} has {len(found[side])} dimensions", "train the expert without it"
+    if {"A", "B"} <= found.keys() and found["A"][:1] != found["B"][1:2]:
+        yield f"{module} has lora_A of {_shape(found['A'])} and lora_B of {_shape(found['B'])}: the ranks differ", SAVE_AGAIN
+
+
+def _settings_findings(module: str, found: Mapping[str, tuple[int, ...]], settings: LoraSettings) -> Iterator[Finding]:
+    """Does the config speak of these tensors? PEFT would skip what it does not select, without a word."""
+    try:
+        rank = pattern_value(settings.rank_pattern, module, settings.r)
+        selected = _is_selected(module, settings.target_modules)
+    except re.error as error:
+        yield f"{CONFIG}: a pattern for module names is no regular expression ({error})", SAVE_AGAIN
+        return
+    together = "put the config and the tensors of one training together"
+    if rank != found["A"][0]:
+        yield f"{module} has rank {found['A'][0]}, but {CONFIG} says {rank}", together
+    if not selected:
+        yield f"{module} is none of the target_modules of {CONFIG}", together
+    for part, wanted, option in (("magnitude_vector", settings.use_dora, "use_dora"), ("B.bias", settings.lora_bias, "lora_bias")):
+        if (part in found) != wanted:
+            yield f"{module} has {'no' if wanted else 'a'} {part}, but {option} is {str(wanted).lower()}", together
+
+
+def _shape(sizes: tuple[int, ...]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _is_selected(module: str, targets: str | list[str]) -> bool:
+    if isinstance(targets, str):
+        return targets == "all-linear" or re.fullmatch(targets, module) is not None
+    return any(module == target or module.endswith(f".{target}") for target in targets)

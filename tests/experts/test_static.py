@@ -2,42 +2,10 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
 
 from gopd_merge.distill.backbone import Backbone
-from gopd_merge.experts.base import Base, load_base
 from gopd_merge.experts.intake import read_experts
 from gopd_merge.experts.static import load_updates, weighted_sum
-
-
-def load(adapters):
-    location = str(adapters / "tiny-base")
-    return load_base(Base(location, location), "none", "cpu")
-
-
-def peft_delta(model, name):
-    """ΔW of every adapted module by PEFT."""
-    return {
-        module_name.removeprefix("base_model.model."): module.get_delta_weight(name).detach()
-        for module_name, module in model.named_modules()
-        if isinstance(module, LoraLayer) and name in module.lora_A
-    }
-
-
-@pytest.fixture
-def make_expert(adapters, tmp_path):
-    """make_expert(name, **config): a random adapter on the embedded base, saved by PEFT; its path and PEFT's own ΔW."""
-
-    def make(name, **config):
-        torch.manual_seed(sum(map(ord, name)))
-        model = get_peft_model(load(adapters)[0], LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **config))
-        model.peft_config["default"].base_model_name_or_path = str(adapters / "tiny-base")
-        model.save_pretrained(tmp_path / f"{name}.lora")
-        return str(tmp_path / f"{name}.lora"), peft_delta(model, "default")
-
-    return make
-
 
 CONFIGS = {
     "plain": {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "up_proj"]},
@@ -60,10 +28,10 @@ def test_an_update_equals_pefts_delta_weight(make_expert, kind):
         torch.testing.assert_close(update.b @ update.a, expected[module], rtol=1e-5, atol=1e-6)
 
 
-def test_the_average_on_the_backbone_is_the_mean_of_the_updates_and_not_of_the_factors(make_expert, adapters):
+def test_the_average_on_the_backbone_is_the_mean_of_the_updates_and_not_of_the_factors(make_expert, load_model, peft_delta):
     made = {kind: make_expert(kind, **config) for kind, config in CONFIGS.items()}
     experts = read_experts({kind: path for kind, (path, _) in made.items()})
-    backbone = Backbone(*load(adapters), experts)
+    backbone = Backbone(*load_model(), experts)
     backbone.add_updates("average", weighted_sum([load_updates(e) for e in experts], [1 / 3] * 3))
     found = peft_delta(backbone.peft, "average")
     for module in {m for _, delta in made.values() for m in delta}:

@@ -1,0 +1,116 @@
+"""What an adapter_config.json may say: the part of PEFT's LoRA settings that a merge can honour, and nothing that it cannot."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+KNOWN_PEFT = (0, 21)  # whose fields stand below
+SAVE_AGAIN = "copy or save the adapter again"
+
+Rank = Annotated[int, Field(ge=1, le=4096)]
+Alpha = Annotated[float, Field(gt=0, le=1e5, allow_inf_nan=False)]
+
+# Features that change what the other roles see, or that need more than one adapter switched on the shared base.
+UNSUPPORTED = {
+    "modules_to_save": "it replaces whole modules, which the roles share",
+    "trainable_token_indices": "it changes the embeddings, which the roles share",
+    "target_parameters": "it adapts bare parameters, which cannot be switched for one row of a batch",
+    "layer_replication": "it changes the layers of the base, which the roles share",
+    "alora_invocation_tokens": "it is on for a part of the text only",
+    "arrow_config": "it routes between adapters by itself",
+    "use_bdlora": "its tensors are laid out for several machines",
+    "use_qalora": "it works on pooled inputs, not on the weight",
+    "kasa_config": "it changes the base's weights",
+    "monteclora_config": "its forward pass is random",
+    "velora_config": "its forward pass is its own",
+    "megatron_config": "it needs Megatron's layers",
+}
+INITS = ("gaussian", "eva", "orthogonal")  # that leave the base as it is; the others rewrite its weights
+# Read by PEFT for training, or by nobody: any value is right.
+IGNORED = {
+    "task_type", "auto_mapping", "inference_mode", "lora_dropout", "megatron_core", "loftq_config", "eva_config", "corda_config",
+    "lora_ga_config", "qalora_group_size", "ensure_weight_tying", "runtime_config",
+}  # fmt: skip
+
+
+class LoraSettings(BaseModel):
+    """The fields that decide what the adapter computes. `extra` fields are looked at by `check_settings`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    peft_type: Literal["LORA"]
+    base_model_name_or_path: Annotated[str, Field(min_length=1, max_length=4096)]
+    revision: str | None = None
+    peft_version: str | None = None
+    r: Rank
+    lora_alpha: Alpha
+    target_modules: Annotated[str | list[str], Field(min_length=1)]
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    rank_pattern: dict[str, Rank] = {}
+    alpha_pattern: dict[str, Alpha] = {}
+    fan_in_fan_out: bool = False
+    bias: Literal["none"] = "none"
+    lora_bias: bool = False
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: bool | Literal["gaussian", "eva", "orthogonal"] = True
+
+    @field_validator("rank_pattern", "alpha_pattern", mode="before")
+    @classmethod
+    def _absent(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    def scale(self, alpha: float, rank: int) -> float:
+        """What PEFT multiplies B · A by: α/r, or α/√r for rsLoRA."""
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+
+REMEDIES = {
+    "peft_type": "only a LoRA can be merged: train the expert as one",
+    "base_model_name_or_path": "write the name of the expert's base there",
+    "bias": "its biases would change the base for all roles: train the expert with bias='none'",
+    "init_lora_weights": "it changes the base: convert the adapter with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…)",
+}
+
+
+def check_settings(content: dict[str, Any]) -> tuple[LoraSettings | None, list[tuple[str, str]], list[str]]:
+    """The settings (None if they do not hold), findings as (problem, remedy), and warnings."""
+    settings, findings, warnings = None, [], []
+    try:
+        settings = LoraSettings.model_validate(content)
+    except ValidationError as error:
+        for name in dict.fromkeys(str(e["loc"][0]) for e in error.errors()):
+            first = next(e for e in error.errors() if e["loc"][0] == name)
+            found = "is missing" if first["type"] == "missing" else f"is {_short(content[name])}"
+            findings.append((f"{name} {found}", REMEDIES.get(name, f"{_expected(first['msg'])}; {SAVE_AGAIN}")))
+    for name, reason in UNSUPPORTED.items():
+        if content.get(name):
+            findings.append((f"{name} is set", f"{reason}: train the expert without it"))
+    for name in sorted(content.keys() - LoraSettings.model_fields.keys() - UNSUPPORTED.keys() - IGNORED):
+        if not content[name]:
+            continue  # off, whatever it is
+        version = content.get("peft_version")
+        if _is_newer(version):
+            warnings.append(f"{name} is a field of PEFT {version} that this version does not know; it is ignored")
+        else:
+            findings.append((f"{name} is no field of PEFT {'.'.join(map(str, KNOWN_PEFT))}", "remove it if it means nothing"))
+    return settings, findings, warnings
+
+
+def _is_newer(version: Any) -> bool:
+    try:
+        return tuple(int(part) for part in str(version).split(".")[:2]) > KNOWN_PEFT
+    except ValueError:
+        return False
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _expected(message: str) -> str:
+    return message[0].lower() + message[1:].replace("Input should", "it should")
