@@ -1,13 +1,14 @@
 """The command line: parse, call one function, print. The only place that prints, and the last to import torch."""
 
 import inspect
-import json
 import logging
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from json import dumps as dump_json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from cyclopts import App, Group, Parameter
 
 import gopd_merge
 from gopd_merge.config import MergeConfig, make_config, read_config_file
-from gopd_merge.errors import GopdError, Interrupted
+from gopd_merge.errors import GopdError, InputError, Interrupted
 
 HELP = """Merge LoRA experts of one base model into one adapter, by on-policy distillation (G-OPD / ExOPD).
 
@@ -31,7 +32,14 @@ GROUPS = {name: Group(name, sort_key=index) for index, name in enumerate(("What 
 
 def build_app() -> App:
     """The command with one flag per field of MergeConfig."""
-    app = App(name="gopd-merge", help=HELP, help_format="markdown", version=gopd_merge.__version__, help_on_error=False)
+    app = App(
+        name="gopd-merge",
+        help=HELP,
+        help_format="markdown",
+        version=gopd_merge.__version__,
+        help_on_error=False,
+        group_commands=Group("Commands", sort_key=-1),
+    )
     app["--help"].group = app["--version"].group = Group("Information", sort_key=9)
 
     def run(**options: Any) -> None:
@@ -39,6 +47,8 @@ def build_app() -> App:
 
     run.__signature__ = _signature()  # type: ignore[attr-defined]
     app.default(run)
+    app.command(_inspect, name="inspect")
+    app.command(_doctor, name="doctor")
     return app
 
 
@@ -62,6 +72,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read stdout is gone; do not trip over it at exit
         return 1
     return 0
+
+
+def _inspect(*paths: str, base: str | None = None, json: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """Show what each adapter is, where its update is large, and whether the adapters fit together.
+
+    Parameters
+    ----------
+    paths
+        adapter folders: PATH or DOMAIN=PATH, each
+    base
+        folder of the base model (default: the one that the adapters name)
+    json
+        print one JSON document
+    """
+    config = make_config({"experts": list(paths)})
+    from gopd_merge.experts.intake import try_experts
+    from gopd_merge.inspection import inspect as inspect_experts
+    from gopd_merge.report.inspection import inspection_text
+
+    experts, refusals = try_experts(config.experts, allow_noop=True)
+    document = inspect_experts(experts, base)
+    if experts or json:
+        print(dump_json(document, ensure_ascii=False) if json else inspection_text(document))
+    if refusals:
+        raise InputError("\n".join(map(str, refusals)))
+
+
+def _doctor(*, json: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """Show what this machine has for a merge, what is missing, and what each part is for.
+
+    Parameters
+    ----------
+    json
+        print one JSON document
+    """
+    _quieten_libraries()
+    from gopd_merge.doctor import examine, is_healthy
+    from gopd_merge.report.inspection import checks_text
+
+    checks = examine()
+    print(dump_json({"schema": 1, "checks": [asdict(c) for c in checks]}) if json else checks_text(checks))
+    if not is_healthy(checks):
+        raise GopdError("this machine cannot run a merge; see the lines that are not ok")
 
 
 def _signature() -> inspect.Signature:
@@ -118,7 +171,7 @@ def _merge(options: dict[str, Any]) -> None:
             partial = config.output.with_name(config.output.name + ".partial")
             kept = f"{partial} holds the student so far" if (partial / "adapter_model.safetensors").is_file() else "no step was finished"
             raise Interrupted(f"stopped; {kept}; {config.output} was not touched", error.exit_code - 128) from None
-    print(json.dumps(result.document, ensure_ascii=False) if as_json else _summary(result.table, config))
+    print(dump_json(result.document, ensure_ascii=False) if as_json else _summary(result.table, config))
 
 
 def _summary(table: str, config: MergeConfig) -> str:

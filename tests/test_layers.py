@@ -13,6 +13,8 @@ LEVEL = {
     **dict.fromkeys(ROOMS, 2),
     "plan": 3,
     "artefacts": 4,
+    "doctor": 4,
+    "inspection": 4,
     "pipeline": 5,
     "cli": 6,
     "__main__": 7,

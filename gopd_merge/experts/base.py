@@ -11,6 +11,7 @@ from gopd_merge.errors import GopdError, InputError
 from gopd_merge.experts.intake import Expert
 
 if TYPE_CHECKING:
+    from torch.nn import Module
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -69,12 +70,12 @@ def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel"
     tokenizer.padding_side = "left"  # responses are appended on the right
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    _keep_gradients(model)
+    keep_gradients(model)
     model.requires_grad_(False)
     return model.eval(), tokenizer
 
 
-def _keep_gradients(model: "PreTrainedModel") -> None:
+def keep_gradients(model: "Module") -> None:
     """Turn off bitsandbytes' CPU inference kernel, which has no backward: gradients through it are silently lost.
 
     On processors with AVX512-BF16, a 4-bit layer in evaluation mode repacks its weights for that kernel at its first forward
@@ -83,7 +84,7 @@ def _keep_gradients(model: "PreTrainedModel") -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no attribute of Module
 
 
 def _looks_like_path(name: str) -> bool:

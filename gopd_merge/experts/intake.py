@@ -1,6 +1,7 @@
 """Checked reads of adapter folders: config, tensor headers and streamed values. No model, no torch; all findings at once."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class Expert:
     base_name: str
     rank: int  # the largest over its modules
     targets: tuple[str, ...]  # last parts of the module names, sorted
+    parameters: int
     sha256: str
     uses_dora: bool
     is_plain: bool  # its update of every weight is scale · B · A and nothing else
@@ -39,13 +41,7 @@ class Expert:
 
 def read_experts(paths: Mapping[str, str], allow_noop: bool = False) -> list[Expert]:
     """All experts, in order of domain. Raises InputError with every finding on every one of them."""
-    experts: list[Expert] = []
-    refusals: list[InputError] = []
-    for domain in sorted(paths):
-        try:
-            experts.append(read_expert(domain, paths[domain], allow_noop))
-        except InputError as error:
-            refusals.append(error)
+    experts, refusals = try_experts(paths, allow_noop)
     if refusals:
         raise InputError("\n".join(map(str, refusals)))
     by_content: dict[str, Expert] = {}
@@ -54,6 +50,18 @@ def read_experts(paths: Mapping[str, str], allow_noop: bool = False) -> list[Exp
         if other is not expert:
             raise InputError(f"{other.path} and {expert.path} hold the same adapter; name each expert once")
     return experts
+
+
+def try_experts(paths: Mapping[str, str], allow_noop: bool = False) -> tuple[list[Expert], list[InputError]]:
+    """Those that can be read, in order of domain, and why the others cannot."""
+    experts: list[Expert] = []
+    refusals: list[InputError] = []
+    for domain in sorted(paths):
+        try:
+            experts.append(read_expert(domain, paths[domain], allow_noop))
+        except InputError as error:
+            refusals.append(error)
+    return experts, refusals
 
 
 def read_expert(domain: str, path: str, allow_noop: bool = False) -> Expert:
@@ -83,6 +91,7 @@ def read_expert(domain: str, path: str, allow_noop: bool = False) -> Expert:
         base_name=settings.base_model_name_or_path,
         rank=max(rank for rank, _, _ in modules.values()),
         targets=tuple(sorted({name.rpartition(".")[2] for name in modules})),
+        parameters=sum(math.prod(t.shape) for t in tensors),
         sha256=file_sha256(folder / WEIGHTS),
         uses_dora=settings.use_dora,
         is_plain=all(t.name.endswith(("lora_A.weight", "lora_B.weight")) for t in tensors),

@@ -1,0 +1,96 @@
+"""`gopd-merge doctor`: what this machine has for a merge, what is missing, and what each part is for."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from gopd_merge.experts.base import keep_gradients
+
+Status = Literal["ok", "missing", "broken"]
+PACKAGES = {
+    "torch": "everything",
+    "transformers": "loads and samples the base",
+    "peft": "loads and switches the adapters",
+    "bitsandbytes": "holds the base in 4 bits",
+    "safetensors": "reads and writes adapters",
+    "accelerate": "puts the base on its device",
+}
+OPTIONAL = {
+    "vllm": "faster sampling, not used yet",
+    "trl": "training experts (extra: train)",
+    "datasets": "training experts (extra: train)",
+}
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part of the machine. A merge needs every part that is not optional."""
+
+    name: str
+    status: Status
+    found: str
+    purpose: str
+    optional: bool = False
+
+
+def examine() -> list[Check]:
+    """Everything at once; nothing is downloaded and no model loaded."""
+    checks = [Check("python", "ok", platform.python_version(), "3.11 or newer")]
+    checks += [_package(name, purpose, optional=False) for name, purpose in PACKAGES.items()]
+    checks += [_package(name, purpose, optional=True) for name, purpose in OPTIONAL.items()]
+    checks += [_cpu(), *_gpus()]
+    checks += [_nf4_gradient(device) for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))]
+    bubblewrap = shutil.which("bwrap")
+    checks.append(
+        Check("bubblewrap", "ok" if bubblewrap else "missing", bubblewrap or "", "runs a model's code in a sandbox, not used yet", True)
+    )
+    return checks
+
+
+def is_healthy(checks: list[Check]) -> bool:
+    """Whether a merge can run here."""
+    return all(check.status == "ok" or check.optional for check in checks)
+
+
+def _package(name: str, purpose: str, optional: bool) -> Check:
+    try:
+        return Check(name, "ok", importlib.metadata.version(name), purpose, optional)
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, "missing", "", purpose, optional)
+
+
+def _cpu() -> Check:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    return Check("cpu", "ok", f"{platform.machine()}, {torch.get_num_threads()} threads, {memory:.0f} GiB", "small models")
+
+
+def _gpus() -> list[Check]:
+    if not torch.cuda.is_available():
+        return [Check("gpu", "missing", "", "models above about 1 B parameters", True)]
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [Check("gpu", "ok", f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB", "models above about 1 B parameters", True) for gpu in found]
+
+
+def _nf4_gradient(device: str) -> Check:
+    """The gradient through a 4-bit layer in evaluation mode, against the layer's own weight: a kernel may have no backward."""
+    name, purpose = f"NF4 on {device}", "the base in 4 bits, with right gradients for the student"
+    try:
+        import bitsandbytes as bnb
+
+        torch.manual_seed(0)
+        layer = bnb.nn.Linear4bit(128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to(device).eval()
+        keep_gradients(layer)
+        x = torch.randn(4, 128, device=device, requires_grad=True)
+        layer(x).sum().backward()
+        weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()  # (64, 128)
+        assert x.grad is not None
+        gap = float((x.grad - weight.sum(0)).abs().max() / weight.sum(0).abs().max())
+    except Exception as error:  # whatever a back end does when it does not fit the machine
+        return Check(name, "broken", f"{type(error).__name__}: {' '.join(str(error).split())[:100]}", purpose)
+    return Check(name, "ok" if gap < 1e-3 else "broken", f"gradient off by {gap:.0e}", purpose)
