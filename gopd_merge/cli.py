@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed, 2 refused, 128 + n stopped by signal n."""
     app = build_app()
     tokens = list(sys.argv[1:] if argv is None else argv)
+    if "--quiet" in tokens or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         if not tokens:
             app.help_print()

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from gopd_merge.errors import InputError
 
+HUB_REVISION = re.compile(r"^([\w.-]+/[\w.-]+)@.*")
 DOMAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
@@ -23,8 +24,8 @@ def option(default: Any, help: str, group: str, cli_type: Any = None, **checks: 
 
 
 def expert_domain(path: str) -> str:
-    """The domain that an adapter's file name stands for: `some/where/math.lora` is `math`."""
-    return Path(path).name.split("@")[0].removesuffix(".lora")
+    """The domain that an adapter's name stands for: `some/where/math.lora` is `math`, and so is `you/math@revision`."""
+    return Path(HUB_REVISION.sub(r"\1", path)).name.removesuffix(".lora")
 
 
 class MergeConfig(BaseModel):
@@ -34,7 +35,7 @@ class MergeConfig(BaseModel):
 
     experts: dict[str, str] = option(
         {},
-        "the LoRA adapters to merge: PATH or DOMAIN=PATH, each (the domain is the file's stem: math.lora is math)",
+        "the LoRA adapters to merge: folders or Hub ids user/name[@revision], or DOMAIN=either, each (math.lora is the domain math)",
         "What to merge",
         list[str],
     )

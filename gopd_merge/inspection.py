@@ -17,7 +17,8 @@ def inspect(experts: Sequence[Expert], base: str | None = None) -> dict[str, Any
     plain = {e.domain: load_updates(e) for e in experts if e.is_plain}
     conflict = None
     try:
-        resolve_base(list(experts), base)
+        if experts:
+            resolve_base(list(experts), base, download=False)
     except InputError as error:
         conflict = str(error)
     return {
@@ -25,7 +26,8 @@ def inspect(experts: Sequence[Expert], base: str | None = None) -> dict[str, Any
         "experts": [
             {
                 "domain": e.domain,
-                "path": str(e.path),
+                "name": e.name,
+                "commit": e.commit,
                 "base": e.base_name,
                 "rank": e.rank,
                 "lora_alpha": e.settings.lora_alpha,

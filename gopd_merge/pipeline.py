@@ -23,7 +23,7 @@ from gopd_merge.evaluate.statistics import Comparison, Result, compare
 from gopd_merge.evaluate.tasks import Outcome, Task, ask, result_row
 from gopd_merge.experts.base import load_base
 from gopd_merge.experts.static import load_updates, weighted_sum
-from gopd_merge.plan import MANIFEST, Inputs, read_inputs
+from gopd_merge.plan import MANIFEST, Inputs, pin, read_inputs
 from gopd_merge.prompts.mixing import PromptMixer
 from gopd_merge.report.card import card_text
 from gopd_merge.report.progress import Silent
@@ -91,7 +91,7 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
     listener.started(config, inputs)
     for one in inputs.experts:
         for warning in one.warnings:
-            listener.note(f"{one.path}: {warning}")
+            listener.note(f"{one.name}: {warning}")
 
     with artefacts.new_folder(config.output, config.overwrite) as folder:
         listener.phase("loading the base")
@@ -100,11 +100,11 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
             for asked in (*inputs.prompts, *inputs.test_prompts):
                 check_lengths(backbone, asked.domain, [p.prompt for p in asked.prompts], config.max_new_tokens)
         learning_rate = config.learning_rate or default_learning_rate(backbone.hidden_size)
-        config = config.model_copy(update={"learning_rate": learning_rate})  # so that merge.json holds the number
+        config = pin(config, inputs).model_copy(update={"learning_rate": learning_rate})  # merge.json holds what was used
         try:
             metrics, tokens = distill(backbone, config, inputs, folder / "metrics.jsonl", clock, listener)
         finally:  # an interrupted run leaves the student as it was after its last full step
-            backbone.save_student(folder, inputs.base.name)
+            backbone.save_student(folder, inputs.base.name, inputs.base.commit)
         artefacts.verify_adapter(backbone, folder, [p.prompt for s in inputs.prompts for p in s.prompts[:4]])
         results, comparisons = evaluate(backbone, config, inputs, clock, listener)
 
@@ -248,7 +248,8 @@ def manifest(config: MergeConfig, inputs: Inputs, metrics: Mapping[str, Any]) ->
         "config": config.model_dump(mode="json"),
         "inputs": {
             e.domain: {
-                "path": str(e.path),
+                "name": e.name,
+                "commit": e.commit,
                 "sha256": e.sha256,
                 "rank": e.rank,
                 "targets": list(e.targets),
@@ -257,7 +258,7 @@ def manifest(config: MergeConfig, inputs: Inputs, metrics: Mapping[str, Any]) ->
             }
             for e, s in zip(inputs.experts, inputs.prompts, strict=True)
         },
-        "base": {"name": inputs.base.name, "on_hub": not inputs.base.is_local, "quantization": config.quantize},
+        "base": {"name": inputs.base.name, "commit": inputs.base.commit, "quantization": config.quantize},
         "student": {"rank": inputs.lora_rank, "targets": list(inputs.targets)},
         "final_metrics": metrics,
     }

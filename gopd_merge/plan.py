@@ -42,6 +42,13 @@ def read_inputs(config: MergeConfig) -> Inputs:
     )
 
 
+def pin(config: MergeConfig, inputs: Inputs) -> MergeConfig:
+    """The config with the commits that were found for its Hub ids, so that it means the same tomorrow."""
+    experts = {e.domain: f"{e.name}@{e.commit}" if e.commit else config.experts[e.domain] for e in inputs.experts}
+    base = f"{inputs.base.name}@{inputs.base.commit}" if inputs.base.commit else config.base
+    return config.model_copy(update={"experts": experts, "base": base})
+
+
 def check_output(output: Path, overwrite: bool) -> None:
     """Raises InputError unless a folder of that name can be made, or replaced where that was asked for."""
     if output.exists() or output.is_symlink():

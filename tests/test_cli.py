@@ -130,6 +130,22 @@ def test_flags_win_over_the_config_file_and_the_file_over_the_defaults(tmp_path)
     assert (config.alpha, config.batch_size, config.steps) == (3.0, 12, make_config({"experts": {"math": "m.lora"}}).steps)
 
 
+@pytest.mark.parametrize(
+    ("path", "domain"),
+    [
+        ("a/b/math.lora", "math"),
+        ("you/math", "math"),
+        ("you/math.lora@main", "math"),
+        ("you/math@feature/x", "math"),
+        ("a/@b/code.lora", "code"),
+    ],
+)
+def test_the_domain_is_what_the_path_or_the_hub_id_stands_for(path, domain):
+    from gopd_merge.config import make_config
+
+    assert make_config({"experts": [path]}).experts == {domain: path}
+
+
 def test_a_saved_config_makes_the_same_config_again(tmp_path):
     from gopd_merge.config import make_config, read_config_file
 

@@ -12,7 +12,6 @@ import importlib.util
 import json
 import re
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -162,7 +161,6 @@ def main(work: Path, math_data: str, code_data: str, steps: int, expert_steps: i
         ],
         **{key: document[key] for key in ("seconds", "peak_memory_bytes", "tokens", "environment", "config", "inputs")},
     }
-    result["experts_checked"] = [asdict(e) | {"path": e.path.name, "modules": len(e.modules)} for e in inputs.experts]
     output.write_text(json.dumps(result, indent=2, default=str) + "\n")
     print(json.dumps(kl, indent=2))
 

@@ -144,10 +144,11 @@ class Backbone:
                 logits = head(hidden.to(self._head.weight.dtype)).float()
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
-    def save_student(self, folder: Path, base_name: str) -> None:
+    def save_student(self, folder: Path, base_name: str, base_revision: str | None) -> None:
         """The student as a plain PEFT adapter: adapter_config.json and adapter_model.safetensors."""
         config = self.peft.peft_config[STUDENT]
         config.base_model_name_or_path = base_name
+        config.revision = base_revision
         # Where the student adapts embeddings or head, PEFT would put the base's own (tied, frozen) weights beside its tensors.
         self.peft.save_pretrained(folder, selected_adapters=[STUDENT], save_embedding_layers=False)
         for file in (folder / STUDENT).iterdir():  # PEFT puts every adapter but "default" in a folder of its own

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from gopd_merge.errors import GopdError, InputError
+from gopd_merge.experts.hub import BASE_FILES, fetch, is_hub_id
 from gopd_merge.experts.intake import Expert
 
 if TYPE_CHECKING:
@@ -20,31 +21,37 @@ class Base:
     """`name` is what the experts' configs say (and the merged adapter's will); `location` is where it is loaded from."""
 
     name: str
-    location: str  # a local folder, or a Hub id
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is a folder on this machine."""
-        return Path(self.location).is_dir()
+    location: str  # a folder on this machine
+    commit: str | None = None  # of the Hub, if it came from there
 
 
-def resolve_base(experts: list[Expert], override: str | None) -> Base:
-    """The base of all experts. Raises InputError when they name different ones, or when their shapes do not fit it."""
+def resolve_base(experts: list[Expert], override: str | None, download: bool = True) -> Base:
+    """The base of all experts, fetched where it is on the Hub.
+
+    Without `download` a base that is on the Hub is not looked at: its location is then its name.
+    Raises InputError when the experts name different ones, or when their shapes do not fit it.
+    """
     first = experts[0]
-    located = {expert.domain: _locate(expert.base_name, expert.path) for expert in experts}
     for expert in experts[1:]:
-        if override is None and located[expert.domain] != located[first.domain]:
+        if override is None and _find(expert) != _find(first):
             raise InputError(
-                f"{expert.path} was trained on {expert.base_name}, {first.path} on {first.base_name}; experts must share one base. "
-                f"Train {expert.path.name} on {first.base_name}, or merge it with experts of its own base"
+                f"{expert.name} was trained on {_named(expert)}, {first.name} on {_named(first)}; experts must share one base. "
+                f"Train {expert.name} on {_named(first)}, or merge it with experts of its own base"
             )
-    base = Base(override or first.base_name, _locate(override, Path.cwd()) if override else located[first.domain])
-    if base.is_local:
-        shapes = _linear_shapes(Path(base.location))
-        for expert in experts:
-            _check_shapes(expert, shapes, base)
-    elif _looks_like_path(base.name):
-        raise InputError(f"{base.name}: no such folder, but the experts name it as their base; say where it is with --base FOLDER")
+    found = _locate(override, Path.cwd()) if override else _find(first)
+    if not Path(found).is_dir():
+        if not is_hub_id(found):
+            whose = "" if override else ", but the experts name it as their base"
+            raise InputError(f"{found}: no such folder{whose}; say where it is with --base FOLDER")
+        if not download:
+            return Base(found, found)
+        snapshot = fetch(found, BASE_FILES, "config.json")
+        base = Base(snapshot.repo, str(snapshot.folder), snapshot.commit)
+    else:
+        base = Base(override or first.base_name, found)
+    shapes = _linear_shapes(Path(base.location))
+    for expert in experts:
+        _check_shapes(expert, shapes, base)
     return base
 
 
@@ -87,8 +94,16 @@ def keep_gradients(model: "Module") -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no attribute of Module
 
 
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") != 1
+def _named(expert: Expert) -> str:
+    """The base as the expert's config names it, with the revision if it names one."""
+    revision = expert.settings.revision
+    return f"{expert.base_name}@{revision}" if revision else expert.base_name
+
+
+def _find(expert: Expert) -> str:
+    """A folder, else a Hub id with its revision."""
+    found = _locate(expert.base_name, expert.path)
+    return found if Path(found).is_dir() else _named(expert)
 
 
 def _locate(name: str, adapter: Path) -> str:
@@ -121,9 +136,9 @@ def _check_shapes(expert: Expert, shapes: dict[str, list[int]], base: Base) -> N
     for module, (_, inputs, outputs) in expert.modules.items():
         weight = shapes.get(f"{module}.weight") or shapes.get(f"{tied.get(module)}.weight")
         if weight is None:
-            raise InputError(f"{expert.path} adapts {module}, which {base.name} does not have; is it an expert of another base?")
+            raise InputError(f"{expert.name} adapts {module}, which {base.name} does not have; is it an expert of another base?")
         if sorted(weight) != sorted((inputs, outputs)):
             raise InputError(
-                f"{expert.path} was trained on another base: its {module} is {inputs} -> {outputs}, that of {base.name} "
+                f"{expert.name} was trained on another base: its {module} is {inputs} -> {outputs}, that of {base.name} "
                 f"has the shape {' x '.join(map(str, weight))}; use experts of one base, or name theirs with --base"
             )

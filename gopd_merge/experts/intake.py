@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gopd_merge.errors import InputError, Refused
+from gopd_merge.experts.hub import ADAPTER_FILES, fetch, is_hub_id
 from gopd_merge.experts.schema import SAVE_AGAIN, LoraSettings, check_settings
 from gopd_merge.experts.tensor_file import EXPONENTS, TensorInfo, UnreadableError, all_zero, file_sha256, not_finite, read_header
 
@@ -26,7 +27,9 @@ class Expert:
     """A checked LoRA adapter. `modules` maps each adapted module to its (rank, in, out)."""
 
     domain: str
+    name: str  # as it was given: a path, or user/name
     path: Path
+    commit: str | None  # of the Hub, if it came from there
     base_name: str
     rank: int  # the largest over its modules
     targets: tuple[str, ...]  # last parts of the module names, sorted
@@ -48,7 +51,7 @@ def read_experts(paths: Mapping[str, str], allow_noop: bool = False) -> list[Exp
     for expert in experts:
         other = by_content.setdefault(expert.sha256, expert)
         if other is not expert:
-            raise InputError(f"{other.path} and {expert.path} hold the same adapter; name each expert once")
+            raise InputError(f"{other.name} and {expert.name} hold the same adapter; name each expert once")
     return experts
 
 
@@ -65,15 +68,21 @@ def try_experts(paths: Mapping[str, str], allow_noop: bool = False) -> tuple[lis
 
 
 def read_expert(domain: str, path: str, allow_noop: bool = False) -> Expert:
-    """Raises InputError when the folder is missing or no LoRA adapter, Refused with all findings when it cannot be merged correctly."""
-    folder = Path(path)
+    """An adapter folder, or a Hub id `user/name` or `user/name@revision`.
+
+    Raises InputError when it is missing or no LoRA adapter, Refused with all findings when it cannot be merged correctly.
+    """
+    folder, commit = Path(path), None
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name a folder that holds {CONFIG} and {WEIGHTS}")
+        if not is_hub_id(path):
+            raise InputError(f"{path}: no such folder; name a folder that holds {CONFIG} and {WEIGHTS}, or a Hub id")
+        snapshot = fetch(path, ADAPTER_FILES, CONFIG)
+        path, folder, commit = snapshot.repo, snapshot.folder, snapshot.commit
     if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder}: not a LoRA adapter, it has no {CONFIG}; name the folder that PEFT's save_pretrained wrote")
+        raise InputError(f"{path}: not a LoRA adapter, it has no {CONFIG}; name the folder that PEFT's save_pretrained wrote")
     findings = _check_links(folder)
     if findings:
-        raise Refused(folder, findings)
+        raise Refused(path, findings)
     content, findings = _read_config(folder)
     settings, config_findings, warnings = check_settings(content) if content else (None, [], [])
     findings += [(f"{CONFIG}: {problem}", remedy) for problem, remedy in config_findings]
@@ -82,12 +91,14 @@ def read_expert(domain: str, path: str, allow_noop: bool = False) -> Expert:
     modules, shape_findings = _modules(tensors, settings)
     findings += shape_findings
     if findings or settings is None:
-        raise Refused(folder, findings)
+        raise Refused(path, findings)
     if (folder / PICKLE).exists():
         warnings.append(f"{PICKLE} beside the safetensors is ignored: only safetensors is read")
     return Expert(
         domain=domain,
+        name=path,
         path=folder,
+        commit=commit,
         base_name=settings.base_model_name_or_path,
         rank=max(rank for rank, _, _ in modules.values()),
         targets=tuple(sorted({name.rpartition(".")[2] for name in modules})),

@@ -12,7 +12,7 @@ TAGS = ("gopd-merge", "on-policy-distillation", "lora", "merge")
 def card_text(manifest: Mapping[str, Any], results: Sequence[Result], comparisons: Sequence[Comparison]) -> str:
     """Markdown with a YAML header, from the run's manifest. Names no local path but the base's name as the experts give it."""
     config, base = manifest["config"], manifest["base"]
-    header = ["---", *([f"base_model: {base['name']}", "base_model_relation: adapter"] if base["on_hub"] else [])]
+    header = ["---", *([f"base_model: {base['name']}", "base_model_relation: adapter"] if base["commit"] else [])]
     header += ["library_name: peft", "pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in TAGS), "---"]
     experts = ", ".join(f"{domain} (rank {e['rank']}, sha256 {e['sha256'][:12]}…)" for domain, e in manifest["inputs"].items())
     alpha = config["alpha"]

@@ -34,7 +34,7 @@ def _expert_text(expert: Mapping[str, Any]) -> str:
         layers, values = list(norms), list(norms.values())
         size = f"{bars(values)}  norm in layers {layers[0]} to {layers[-1]}: {min(values):.3g} to {max(values):.3g}"
     rows = [
-        [f"{expert['domain']}", expert["path"]],
+        [expert["domain"], expert["name"] + (f" at {expert['commit']}" if expert["commit"] else "")],
         ["  base", expert["base"]],
         ["  kind", f"{expert['kind']}, rank {expert['rank']}, alpha {expert['lora_alpha']:g}"],
         ["  targets", f"{', '.join(t.removesuffix('_proj') for t in expert['targets'])}: {expert['modules']} modules"],

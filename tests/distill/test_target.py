@@ -185,7 +185,7 @@ def test_lambda_one_equals_trls_distillation_trainer_on_the_same_rollout(float_b
     from datasets import Dataset
 
     ours, gradient, _ = step_gradient(float_backbone, only_math(sampled_rollout), {"math": 1.0})
-    float_backbone.save_student(tmp_path / "student", str(adapters / "tiny-base"))
+    float_backbone.save_student(tmp_path / "student", str(adapters / "tiny-base"), None)
     location = str(adapters / "tiny-base")
     teacher, tokenizer = load_base(Base(location, location), "none", "cpu")
     teacher = PeftModel.from_pretrained(teacher, adapters / "math.lora")
