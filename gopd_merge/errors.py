@@ -8,6 +8,10 @@ class GopdError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        # Names out of files end up in messages: nothing in them may steer a terminal.
+        super().__init__("".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in message))
+
 
 class InputError(GopdError, ValueError):
     """An option or an input file that is refused before any work is done."""

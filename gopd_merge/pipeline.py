@@ -89,9 +89,8 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
     clock = Clock()
     inputs = inputs or read_inputs(config)
     listener.started(config, inputs)
-    for one in inputs.experts:
-        for warning in one.warnings:
-            listener.note(f"{one.name}: {warning}")
+    for warning in (*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings):
+        listener.note(warning)
 
     with artefacts.new_folder(config.output, config.overwrite) as folder:
         listener.phase("loading the base")
@@ -258,7 +257,12 @@ def manifest(config: MergeConfig, inputs: Inputs, metrics: Mapping[str, Any]) ->
             }
             for e, s in zip(inputs.experts, inputs.prompts, strict=True)
         },
-        "base": {"name": inputs.base.name, "commit": inputs.base.commit, "quantization": config.quantize},
+        "base": {
+            "name": inputs.base.name,
+            "commit": inputs.base.commit,
+            "quantization": config.quantize,
+            "warnings": list(inputs.base.warnings),
+        },
         "student": {"rank": inputs.lora_rank, "targets": list(inputs.targets)},
         "final_metrics": metrics,
     }

@@ -1,13 +1,14 @@
 """The one base that all experts share: which one it is, whether they fit it, and loading it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from gopd_merge.errors import GopdError, InputError
+from gopd_merge.experts.fingerprint import chat_template_warning, check_tokenizer
 from gopd_merge.experts.hub import BASE_FILES, fetch, is_hub_id
 from gopd_merge.experts.intake import Expert
 
@@ -23,6 +24,7 @@ class Base:
     name: str
     location: str  # a folder on this machine
     commit: str | None = None  # of the Hub, if it came from there
+    warnings: tuple[str, ...] = ()
 
 
 def resolve_base(experts: list[Expert], override: str | None, download: bool = True) -> Base:
@@ -49,10 +51,13 @@ def resolve_base(experts: list[Expert], override: str | None, download: bool = T
         base = Base(snapshot.repo, str(snapshot.folder), snapshot.commit)
     else:
         base = Base(override or first.base_name, found)
-    shapes = _linear_shapes(Path(base.location))
+    folder = Path(base.location)
+    shapes = _linear_shapes(folder)
     for expert in experts:
         _check_shapes(expert, shapes, base)
-    return base
+        check_tokenizer(expert.name, expert.path, folder)
+    warnings = [warning for e in experts if (warning := chat_template_warning(e.name, e.path, folder))]
+    return replace(base, warnings=tuple(warnings))
 
 
 def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:

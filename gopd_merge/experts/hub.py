@@ -8,7 +8,14 @@ from pathlib import Path
 from gopd_merge.errors import InputError
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "prompts/*.jsonl")
+ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "prompts/*.jsonl",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 BASE_FILES = (
     "config.json",
     "generation_config.json",

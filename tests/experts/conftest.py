@@ -22,7 +22,7 @@ def peft_delta():
     return delta_weights
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load_model(adapters):
     """load_model(quantize): the embedded base alone, and its tokenizer."""
     location = str(adapters / "tiny-base")

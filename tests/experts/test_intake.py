@@ -201,6 +201,14 @@ def test_everything_that_is_wrong_is_said_at_once(math_copy, code_copy, edit_con
     assert len({line.rindex("  ") for line in findings}) == 1  # the remedies stand in one column
 
 
+def test_a_name_cannot_steer_the_terminal(math_copy):
+    change_tensors(math_copy, lambda t: {f"\x1b[31m{n}\x7f" if "layers.0.mlp.up_proj.lora_A" in n else n: v for n, v in t.items()})
+    with pytest.raises(Refused) as caught:
+        read_expert("math", str(math_copy))
+    assert "\\x1b[31mbase_model" in str(caught.value)
+    assert all(line.isprintable() for line in str(caught.value).splitlines())
+
+
 def test_a_field_of_a_newer_peft_is_a_warning(math_copy, edit_config):
     edit_config(math_copy, use_something=True, peft_version="0.99.0")
     (warning,) = read_expert("math", str(math_copy)).warnings
