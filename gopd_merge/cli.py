@@ -68,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():  # one, or a heading with its findings indented
             print(line if line.startswith("  ") else f"gopd-merge: {line}", file=sys.stderr)
         return error.exit_code
+    except cyclopts.UnusedCliTokensError as error:
+        name = (error.unused_tokens or [""])[0]
+        print(f"gopd-merge: {name} is neither an option nor a command; name adapters with --experts, see --help", file=sys.stderr)
+        return 2
     except cyclopts.CycloptsError as error:
         print(f"gopd-merge: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -128,7 +132,8 @@ def _signature() -> inspect.Signature:
         described = Parameter(
             help=field.description,
             group=GROUPS[extra["group"]],
-            consume_multiple=True,
+            consume_multiple=(1, None),
+            converter=_whole_number if field.annotation in (int, int | None) else None,
             negative=f"--no-{name}" if field.default is True else (),
             show_default=_default_text(field.default),
         )
@@ -143,6 +148,14 @@ def _signature() -> inspect.Signature:
         described = Parameter(help=text, group=GROUPS[group], negative=(), show_default=False)
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=Annotated[kind, described]))
     return inspect.Signature(sorted(parameters, key=lambda p: p.name != "experts"))
+
+
+def _whole_number(_: Any, tokens: Sequence[Any]) -> int:
+    """The library would round 3.5 prompts to 4."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError("Give a whole number.") from None
 
 
 def _default_text(default: Any) -> Callable[[Any], str] | bool:
@@ -167,14 +180,17 @@ def _merge(options: dict[str, Any]) -> None:
         try:
             result = merge(config, listener, inputs)
         except OSError as error:
-            raise GopdError(
-                f"{error.filename or config.output}: {error.strerror or error}; what was computed is in {config.output}.partial"
-            ) from error
+            raise GopdError(f"{error.filename or config.output}: {error.strerror or error}; {_kept(config.output)}") from error
         except Interrupted as error:
-            partial = config.output.with_name(config.output.name + ".partial")
-            kept = f"{partial} holds the student so far" if (partial / "adapter_model.safetensors").is_file() else "no step was finished"
-            raise Interrupted(f"stopped; {kept}; {config.output} was not touched", error.exit_code - 128) from None
+            raise Interrupted(f"stopped; {_kept(config.output)}", error.exit_code - 128) from None
     print(dump_json(result.document, ensure_ascii=False) if as_json else _summary(result.table, config))
+
+
+def _kept(output: Path) -> str:
+    """Where a run that did not finish left the student."""
+    partial = output.with_name(output.name + ".partial")
+    kept = f"{partial} holds the student so far" if (partial / "adapter_model.safetensors").is_file() else "no step was finished"
+    return f"{kept}; {output} was not touched"
 
 
 def _summary(table: str, config: MergeConfig) -> str:

@@ -39,7 +39,12 @@ def refused(run_cli, code_copy):
         (["--alpha", "math=2", "code=1", "math=3"], "domain math is named twice", "name it once"),
         (["--prompts", "math=missing.jsonl"], "missing.jsonl", "--prompts math=FILE.jsonl"),
         (["--steps", "0"], "--steps 0", "greater than or equal to 1"),
-        (["--steps", "many"], "--steps", "int"),
+        (["--steps", "many"], "--steps", "whole number"),
+        (["--batch-size", "3.5"], "--batch-size", "whole number"),
+        (["--lora-rank", "1e2"], "--lora-rank", "whole number"),
+        (["--learning-rate", "fast"], "--learning-rate", "float"),
+        (["--alpha"], "--alpha", "at least 1"),
+        (["--steps"], "--steps", "requires an argument"),
         (["--stepz", "3"], "--stepz", "Did you mean --steps"),
         (["--batch-size", "1"], "--batch-size 1", "use 2 or more"),
         (["--quantize", "int3"], "int3", "nf4"),
@@ -53,6 +58,11 @@ def test_a_bad_option_is_refused_with_its_name_and_the_remedy(refused, arguments
     line = refused(*arguments)
     assert named in line
     assert remedy in line
+
+
+def test_a_word_that_is_no_command_is_refused(refused):
+    assert "inspekt is neither an option nor a command" in refused(experts=["inspekt", "adapters/math.lora"])
+    assert "name adapters with --experts" in refused(experts=["adapters/math.lora", "adapters/code.lora"])
 
 
 @pytest.mark.parametrize(
