@@ -40,7 +40,10 @@ class MergeConfig(BaseModel):
         list[str],
     )
     alpha: float | dict[str, float] = option(
-        1.25, "reward scale: 0 = base, 1 = the experts, above 1 = beyond them; one NUMBER, or DOMAIN=NUMBER each", "What to merge", list[str]
+        1.25,
+        "reward scale: 0 = base, 1 = the experts, above 1 = beyond them; one NUMBER, or DOMAIN=NUMBER each",
+        "What to merge",
+        list[str],
     )
     base: str | None = option(None, "folder or Hub id of the base model (default: the one that the experts name)", "What to merge")
     prompts: dict[str, str] = option(
