@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,19 +31,27 @@ def expert(domain: str) -> str:
 class Backbone:
     """The base with all adapters on it. Always in evaluation mode: no dropout, so a role is one deterministic function."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, experts: Sequence[Expert]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, experts: Sequence[Expert], as_shapes: bool = False
+    ) -> None:
+        """With `as_shapes` the adapters' tensors are not read, only made room for: what `footprint` needs."""
         self.tokenizer = tokenizer
         self.device = model.device
         self._decoder = model.get_decoder()
         self._head = model.get_output_embeddings()
         self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         first, *others = experts
-        with _peft_errors(first.path):
-            self.peft = PeftModel.from_pretrained(model, first.path, adapter_name=expert(first.domain))
-        self._check_loaded(first.path, expert(first.domain))
         self._can_mix = not any(e.uses_dora for e in experts)  # PEFT refuses DoRA in a mixed batch
-        for other in others:
-            self.load_adapter(other.path, expert(other.domain))
+        if as_shapes:
+            self.peft = PeftModel(model, _fresh(first), adapter_name=expert(first.domain))
+            for other in others:
+                self.peft.add_adapter(expert(other.domain), _fresh(other))
+        else:
+            with _peft_errors(first.path):
+                self.peft = PeftModel.from_pretrained(model, first.path, adapter_name=expert(first.domain))
+            self._check_loaded(first.path, expert(first.domain))
+            for other in others:
+                self.load_adapter(other.path, expert(other.domain))
         self._freeze()
 
     def add_student(self, rank: int, targets: Sequence[str], seed: int) -> None:
@@ -51,7 +59,6 @@ class Backbone:
         torch.manual_seed(seed)
         self.peft.add_adapter(STUDENT, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), task_type="CAUSAL_LM"))
         self._freeze()
-        self._check_head()
 
     def add_updates(self, role: str, updates: dict[str, Update]) -> None:
         """An adapter that is given by its updates, as `experts.static` makes them."""
@@ -196,7 +203,7 @@ class Backbone:
         self.peft.eval()
 
     @torch.no_grad()
-    def _check_head(self) -> None:
+    def check_head(self) -> None:
         """Raises GopdError where the model does more to its logits than the head and a soft-cap."""
         ids = torch.arange(8, device=self.device).unsqueeze(0)  # (1, 8)
         mask = torch.ones_like(ids)
@@ -206,6 +213,13 @@ class Backbone:
             raise GopdError(
                 f"{type(self.peft.get_base_model()).__name__} changes its logits after the output head, which is not supported yet"
             )
+
+
+def _fresh(expert: Expert) -> PeftConfig:
+    """An adapter's config for an untrained one of the same shapes."""
+    config = PeftConfig.from_pretrained(expert.path)
+    config.init_lora_weights = True
+    return config
 
 
 @contextmanager

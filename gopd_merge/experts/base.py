@@ -13,6 +13,7 @@ from gopd_merge.experts.hub import BASE_FILES, fetch, is_hub_id
 from gopd_merge.experts.intake import Expert
 
 if TYPE_CHECKING:
+    import torch
     from torch.nn import Module
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -62,11 +63,9 @@ def resolve_base(experts: list[Expert], override: str | None, download: bool = T
 
 def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """The frozen base and its tokenizer, in evaluation mode: NF4 with double quantisation, or as stored (float32 on CPU)."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    compute_dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    dtype: Any = compute_dtype if device == "cpu" or quantize == "nf4" else "auto"
+    dtype, compute_dtype = load_dtypes(quantize, device)
     quantization = None
     if quantize == "nf4":
         quantization = BitsAndBytesConfig(
@@ -75,7 +74,7 @@ def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel"
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.location)
         model = AutoModelForCausalLM.from_pretrained(
-            base.location, quantization_config=quantization, dtype=dtype, device_map={"": device}, trust_remote_code=False
+            base.location, quantization_config=quantization, dtype=dtype or "auto", device_map={"": device}, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise GopdError(f"{base.location}: the base cannot be loaded: {' '.join(str(error).split())[:300]}") from error
@@ -85,6 +84,14 @@ def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel"
     keep_gradients(model)
     model.requires_grad_(False)
     return model.eval(), tokenizer
+
+
+def load_dtypes(quantize: str, device: str) -> "tuple[torch.dtype | None, torch.dtype]":
+    """What the base's unquantised weights are loaded as (None: as they are stored), and what 4-bit layers compute in."""
+    import torch
+
+    compute_dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    return compute_dtype if device == "cpu" or quantize == "nf4" else None, compute_dtype
 
 
 def keep_gradients(model: "Module") -> None:

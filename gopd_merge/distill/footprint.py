@@ -1,0 +1,200 @@
+"""How much memory the phases of a step take, found by running them without numbers: the real code on tensors without storage.
+
+Nothing is loaded and nothing computed, so a model of 8 B parameters takes seconds. What PyTorch would allocate is counted as it
+would allocate it: a storage lives from the operation that makes it until the last reference to it is gone.
+"""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert
+from gopd_merge.distill.fused import backward_in_chunks
+from gopd_merge.distill.objective import Estimator
+from gopd_merge.distill.target import PROBED_TOKENS
+from gopd_merge.experts.base import load_dtypes
+from gopd_merge.experts.intake import Expert
+
+NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256  # values per scale, and scales per scale of the scales (double quantisation)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What decides how much memory a step takes, besides the model. Every response is taken to reach its limit."""
+
+    batch_size: int
+    micro_batch_size: int
+    chunk_tokens: int
+    prompt_tokens: int  # of the longest prompt
+    max_new_tokens: int
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that were made inside it and still live, and the most that there have been."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, then count what it made."""
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
+                size = self._known[storage] = storage.nbytes()
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, size)
+        return out
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+
+class _MatMul4Bit(torch.autograd.Function):
+    """x Wᵀ with a copy of W at full precision while it is needed, as bitsandbytes makes it forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight = weight
+        return x @ torch.empty_like(weight).T
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0] @ torch.empty_like(ctx.weight), None
+
+
+class _Linear4bit(nn.Linear):
+    """Stands for a 4-bit layer, with the shapes of a plain one."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        y: Tensor = _MatMul4Bit.apply(input, self.weight)  # type: ignore[no-untyped-call]
+        return y if self.bias is None else y + self.bias
+
+
+class Footprint:
+    """A base with all experts and a student on it, as shapes. All figures are bytes."""
+
+    def __init__(self, location: str, experts: Sequence[Expert], rank: int, targets: Sequence[str], quantize: str, device: str) -> None:
+        """`location` is a folder with the base's config.json; its weights are not needed."""
+        config = AutoConfig.from_pretrained(location)
+        self._roles = [expert(e.domain) for e in experts]
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=load_dtypes(quantize, device)[0] or config.dtype)
+            head = model.get_output_embeddings()
+            quantised = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head] if quantize == "nf4" else []
+            for module in quantised:
+                module.__class__ = _Linear4bit
+            weights = _stored(model)
+            self.base = weights - sum(m.weight.nbytes - _nf4_bytes(m.weight.numel()) for m in quantised)
+            self._backbone = Backbone(model, None, experts, as_shapes=True)
+            self.experts = _stored(model) - weights
+            self._backbone.add_student(rank, targets, seed=0)
+            self.student = _stored(model) - weights - self.experts
+        self._fake = FakeTensorMode()
+        with self._fake:
+            _give_fake_storage(model)
+
+    @property
+    def parameters(self) -> int:
+        """Trained ones."""
+        return sum(p.numel() for p in self._backbone.student_parameters())
+
+    @torch.no_grad()
+    def rollout(self, sizes: Sizes) -> int:
+        """The prompts' pass, and the last token's pass with the keys and values of all others kept."""
+        batch, total = sizes.batch_size, sizes.prompt_tokens + sizes.max_new_tokens
+        with self._fake, LiveBytes() as live, self._backbone.role(STUDENT) as model:
+            cache = DynamicCache(config=model.get_base_model().config)
+            self._decode(model, cache, batch, sizes.prompt_tokens)
+            peak = live.peak
+            while (length := cache.get_seq_length()) < total - 1:  # in long strides: the peak is at the last token
+                self._decode(model, cache, batch, min(sizes.prompt_tokens, total - 1 - length))
+            live.peak = live.now
+            self._decode(model, cache, batch, 1)
+        return max(peak, live.peak)
+
+    def _decode(self, model: Any, cache: DynamicCache, batch: int, tokens: int) -> None:
+        mask = torch.ones(batch, cache.get_seq_length() + tokens, dtype=torch.long)
+        ids = torch.zeros(batch, tokens, dtype=torch.long)
+        positions = (mask.cumsum(-1) - 1)[:, -tokens:]
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
+        logits = out.logits[:, -1].to(torch.float32, copy=True)  # (B, V), as generate() samples
+        torch.multinomial(logits.softmax(-1), 1)
+
+    @torch.no_grad()
+    def score(self, sizes: Sizes) -> int:
+        """Expert and reference of one micro-batch in one pass, beside what earlier micro-batches left."""
+        rows, tokens = sizes.micro_batch_size, sizes.max_new_tokens
+        with self._fake, LiveBytes() as live:
+            kept = torch.empty(2 * max(0, sizes.batch_size - rows) * tokens, self._backbone.hidden_size)
+            roles = [self._roles[i % len(self._roles)] for i in range(rows)] + [REFERENCE] * rows
+            hidden = self._backbone.hidden(sorted(roles), *_ids(2 * rows, sizes))
+            own = hidden[:, sizes.prompt_tokens - 1 : -1].reshape(-1, hidden.shape[-1])
+            del hidden
+            mixed = torch.zeros(sizes.batch_size * tokens, own.shape[-1])
+            part = own.float() * 1.0
+            del part
+            self._backbone.logits(own[: rows * PROBED_TOKENS], self._roles[0]).log_softmax(-1)
+            del kept, mixed
+        return live.peak
+
+    def update(self, sizes: Sizes, estimator: Estimator) -> int:
+        """Forward and backward of one micro-batch, the gradients of the student included."""
+        backbone, tokens = self._backbone, sizes.max_new_tokens
+        for parameter in backbone.student_parameters():
+            parameter.grad = None
+        with self._fake, LiveBytes() as live:
+            target = torch.empty(sizes.batch_size * tokens, backbone.hidden_size)
+            hidden = backbone.hidden(STUDENT, *_ids(sizes.micro_batch_size, sizes))
+            hidden = hidden[:, sizes.prompt_tokens - 1 : -1].reshape(-1, hidden.shape[-1])  # (n, H)
+
+            def target_logits(rows: slice) -> Tensor:
+                if backbone.head_is_shared:
+                    return backbone.logits(target[: len(hidden)][rows])
+                return backbone.logits(hidden[rows].detach(), self._roles[0]) + backbone.logits(hidden[rows].detach(), REFERENCE)
+
+            ids = torch.zeros(len(hidden), dtype=torch.long)
+            backward_in_chunks(hidden, ids, backbone.logits, target_logits, estimator, len(hidden), sizes.chunk_tokens)
+            del hidden
+        return live.peak
+
+
+def _ids(rows: int, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    ids = torch.zeros(rows, sizes.prompt_tokens + sizes.max_new_tokens, dtype=torch.long)
+    return ids, torch.ones_like(ids)
+
+
+def _stored(model: nn.Module) -> int:
+    """Bytes of all distinct parameters and buffers."""
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return sum(t.nbytes for t in tensors.values())
+
+
+def _nf4_bytes(values: int) -> int:
+    """Two values a byte, one byte a block for its scale, and one float32 for every 256 of those."""
+    blocks = -(-values // NF4_BLOCK)
+    return values // 2 + blocks + 4 * -(-blocks // NF4_OUTER_BLOCK)
+
+
+def _give_fake_storage(model: nn.Module) -> None:
+    """Meta tensors become fake ones of the CPU, which libraries do not treat specially. Tied ones stay tied."""
+    replaced: dict[int, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in replaced:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    replaced[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+                tensors[name] = replaced[id(tensor)]
