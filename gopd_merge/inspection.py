@@ -58,4 +58,5 @@ def kind_of(expert: Expert) -> str:
         if is_on
     ]
     kind = ", ".join(names) or "LoRA"
-    return f"{kind}, saves {', '.join(expert.saved_modules)}" if expert.saved else kind
+    saved = expert.settings.modules_to_save
+    return f"{kind}, saves {', '.join(sorted(saved))}" if saved else kind
