@@ -47,7 +47,7 @@ def inspect(experts: Sequence[Expert], base: str | None = None) -> dict[str, Any
 
 
 def kind_of(expert: Expert) -> str:
-    """Its variant of LoRA in a word or two."""
+    """Its variant of LoRA in a word or two, and the modules that it brings whole."""
     names = [
         name
         for name, is_on in (
@@ -57,4 +57,6 @@ def kind_of(expert: Expert) -> str:
         )
         if is_on
     ]
-    return ", ".join(names) or "LoRA"
+    kind = ", ".join(names) or "LoRA"
+    saved = expert.settings.modules_to_save
+    return f"{kind}, saves {', '.join(sorted(saved))}" if saved else kind

@@ -207,7 +207,7 @@ def evaluate(
         backbone.add_updates(AVERAGE, weighted_sum(updates, [1 / len(updates)] * len(updates)))
         roles[AVERAGE] = AVERAGE
     else:
-        listener.note("exact average: not defined for these experts (DoRA or adapted embeddings are no plain weight update)")
+        listener.note("exact average: not defined for these experts (DoRA, LoRA bias, adapted embeddings and saved modules are no B · A)")
     roles[merged] = STUDENT
 
     outcomes: dict[tuple[str, str], Outcome] = {}

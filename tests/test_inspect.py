@@ -6,6 +6,8 @@ import shutil
 import pytest
 
 from gopd_merge.doctor import Check, examine, is_healthy
+from gopd_merge.experts.intake import read_experts
+from gopd_merge.inspection import inspect
 from gopd_merge.report.inspection import bars
 
 
@@ -56,6 +58,23 @@ def test_inspect_gives_no_norm_where_the_update_is_no_product(run_cli, code_copy
     assert done.returncode == 0, done.stderr
     assert "DoRA, rank 2" in done.stdout
     assert "no plain B · A" in done.stdout
+
+
+def test_inspect_names_the_modules_that_an_adapter_brings_whole(math_copy, edit_config):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = math_copy / "adapter_model.safetensors"
+    save_file(load_file(path) | {"base_model.model.lm_head.weight": torch.ones(512, 128)}, path)
+    edit_config(math_copy, modules_to_save=["lm_head"], use_rslora=True)
+    document = inspect(read_experts({"math": str(math_copy)}))
+    (expert,) = document["experts"]
+    assert expert["kind"] == "rsLoRA, saves lm_head"
+    assert expert["norm_by_layer"] is None
+    assert document["conflict"] is None
+    edit_config(math_copy, modules_to_save=["lm_head"], use_rslora=False)
+    (expert,) = inspect(read_experts({"math": str(math_copy)}))["experts"]
+    assert expert["kind"] == "LoRA, saves lm_head"
 
 
 @pytest.fixture

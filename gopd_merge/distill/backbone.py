@@ -7,10 +7,12 @@ restored on error; between calls the student is on, and only its adapter ever ha
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,7 +43,8 @@ class Backbone:
         self._head = model.get_output_embeddings()
         self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         first, *others = experts
-        self._can_mix = not any(e.uses_dora for e in experts)  # PEFT refuses DoRA in a mixed batch
+        # PEFT refuses DoRA in a mixed batch, copies of norms, and a copy that not every expert in the batch has.
+        self._can_mix = not any(e.uses_dora or e.saved for e in experts)
         if as_shapes:
             self.peft = PeftModel(model, _fresh(first), adapter_name=expert(first.domain))
             for other in others:
@@ -136,15 +139,15 @@ class Backbone:
     @property
     def head_is_shared(self) -> bool:
         """Whether all roles project hidden states alike and linearly, so that mixing hidden states mixes logits."""
-        return self._softcap is None and not hasattr(self._head_module(), "lora_A")
+        head: torch.nn.Module = self.peft.get_base_model().get_output_embeddings()
+        return self._softcap is None and not isinstance(head, ModulesToSaveWrapper) and not hasattr(head, "lora_A")
 
     def logits(self, hidden: Tensor, role: str = STUDENT) -> Tensor:
         """(n, H) hidden states of a role to (n, V) logits, in float32: rounding is amplified by λ + |1 − λ|."""
-        if self.head_is_shared:
-            bias = self._head.bias
-            return F.linear(hidden.float(), self._head.weight.float(), None if bias is None else bias.float())
-        head = self._head_module()
-        if role == STUDENT:
+        head = self._head_of(role)
+        if not hasattr(head, "lora_A"):
+            logits = F.linear(hidden.float(), head.weight.float(), None if head.bias is None else head.bias.float())
+        elif role == STUDENT:
             logits = head(hidden.to(self._head.weight.dtype)).float()
         else:
             with self.role(role):
@@ -174,9 +177,12 @@ class Backbone:
                     "put the config and the tensors of one training together"
                 )
 
-    def _head_module(self) -> torch.nn.Module:
-        head: torch.nn.Module = self.peft.get_base_model().get_output_embeddings()
-        return head
+    def _head_of(self, role: str) -> Any:
+        """The head of that role: an expert may have saved one of its own. With a LoRA on it, it is all roles' at once."""
+        head = self.peft.get_base_model().get_output_embeddings()
+        if not isinstance(head, ModulesToSaveWrapper):
+            return head
+        return head.modules_to_save[role] if role in head.modules_to_save else head.original_module  # noqa: SIM401 - it has no get()
 
     def _forward(self, ids: Tensor, attention_mask: Tensor, adapter_names: list[str] | None = None) -> Tensor:
         captured: list[Tensor] = []

@@ -1,6 +1,7 @@
 """The one base that all experts share: which one it is, whether they fit it, and loading it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ def resolve_base(experts: list[Expert], override: str | None, download: bool = T
                 f"{expert.name} was trained on {_named(expert)}, {first.name} on {_named(first)}; experts must share one base. "
                 f"Train {expert.name} on {_named(first)}, or merge it with experts of its own base"
             )
+    _check_saved_apart(experts)
     found = _locate(override, Path.cwd()) if override else _find(first)
     if not Path(found).is_dir():
         if not is_hub_id(found):
@@ -53,9 +55,10 @@ def resolve_base(experts: list[Expert], override: str | None, download: bool = T
     else:
         base = Base(override or first.base_name, found)
     folder = Path(base.location)
-    shapes = _linear_shapes(folder)
+    shapes, vocabulary = _read_base(folder)
     for expert in experts:
         _check_shapes(expert, shapes, base)
+        _check_saved(expert, shapes, vocabulary, base)
         check_tokenizer(expert.name, expert.path, folder)
     warnings = [warning for e in experts if (warning := chat_template_warning(e.name, e.path, folder))]
     return replace(base, warnings=tuple(warnings))
@@ -126,31 +129,76 @@ def _locate(name: str, adapter: Path) -> str:
     return name
 
 
-def _linear_shapes(folder: Path) -> dict[str, list[int]]:
-    """Shape of every weight of a local base, from the headers of its safetensors files."""
+def _read_base(folder: Path) -> tuple[dict[str, list[int]], int | None]:
+    """Shape of every weight of a local base, from the headers of its safetensors files, and the size of its vocabulary."""
     shapes: dict[str, list[int]] = {}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder}: holds no .safetensors weights; save the base with save_pretrained")
     try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
         for file in files:
             with safe_open(file, framework="numpy") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a dict
                     shapes[name] = tensors.get_slice(name).get_shape()
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise InputError(f"{folder}: the base is not readable ({error}); copy it again") from None
-    return shapes
+    return shapes, vocabulary
 
 
 def _check_shapes(expert: Expert, shapes: dict[str, list[int]], base: Base) -> None:
-    tied = {"lm_head": "model.embed_tokens"}  # tied heads are stored once
     for module, (_, inputs, outputs) in expert.modules.items():
-        weight = shapes.get(f"{module}.weight") or shapes.get(f"{tied.get(module)}.weight")
+        weight = _shape_of(f"{module}.weight", shapes)
         if weight is None:
             raise InputError(f"{expert.name} adapts {module}, which {base.name} does not have; is it an expert of another base?")
         if sorted(weight) != sorted((inputs, outputs)):
             raise InputError(
                 f"{expert.name} was trained on another base: its {module} is {inputs} -> {outputs}, that of {base.name} "
-                f"has the shape {' x '.join(map(str, weight))}; use experts of one base, or name theirs with --base"
+                f"has the shape {_sizes(weight)}; use experts of one base, or name theirs with --base"
             )
+
+
+def _check_saved_apart(experts: list[Expert]) -> None:
+    """PEFT puts either whole copies or LoRAs on a module, not both. The student adapts what any expert adapts."""
+    for expert in experts:
+        for other in experts:
+            if both := sorted(set(expert.saved_modules) & set(other.targets)):
+                raise InputError(
+                    f"{expert.name} saves a whole {both[0]} of its own and {other.name} has a LoRA on {both[0]}: PEFT cannot hold both on "
+                    "one base; train both the same way"
+                )
+
+
+def _check_saved(expert: Expert, shapes: dict[str, list[int]], vocabulary: int | None, base: Base) -> None:
+    """Each role can have its own copy of what is never quantised and fits: embeddings, head and norms."""
+    for name, shape in expert.saved.items():
+        found = _shape_of(name, shapes)
+        if found is None:
+            raise InputError(f"{expert.name} saves a copy of {name}, which {base.name} does not have; is it an expert of another base?")
+        if list(shape) != found:
+            raise InputError(
+                f"{expert.name} saves a {name} of {_sizes(shape)}, that of {base.name} has {_sizes(found)}; "
+                "use experts of one base, trained without added tokens"
+            )
+        in_a_block = any(part.isdigit() for part in name.split("."))
+        if len(shape) > 1 and (len(shape) > 2 or shape[0] != vocabulary or in_a_block):
+            raise InputError(
+                f"{expert.name} saves a copy of {name}, which is neither embeddings nor head nor norm: on a quantised base it cannot be "
+                "replaced; train a LoRA on it instead"
+            )
+    for name in sorted(shapes.keys() - expert.saved.keys()):
+        if expert.settings.saves(name.rpartition(".")[0]):
+            raise InputError(
+                f"{expert.name} names {name} in modules_to_save, but its file holds no copy of it; "
+                "put the config and the tensors of one training together"
+            )
+
+
+def _shape_of(name: str, shapes: dict[str, list[int]]) -> list[int] | None:
+    tied = {"lm_head.weight": "model.embed_tokens.weight"}  # tied heads are stored once
+    return shapes.get(name) or shapes.get(tied.get(name, ""))
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

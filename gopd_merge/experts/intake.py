@@ -18,13 +18,19 @@ LARGEST_CONFIG = 1 << 20  # bytes
 LORA_TENSOR = re.compile(
     r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|B\.bias|embedding_A|embedding_B|magnitude_vector(\.weight)?)"
 )
-BASE_TENSOR = re.compile(r"base_model\.model\..+\.(base_layer|embed_tokens|lm_head)\.weight")
+SAVED_TENSOR = re.compile(
+    r"base_model\.model\.(?P<name>(?P<module>.+)(?<!\.base_layer)(?<!\.original_module)(?<!\.modules_to_save)\.(weight|bias))"
+)
+BASE_TENSOR = re.compile(r"base_model\.model\.(.+\.)?(base_layer|original_module|modules_to_save|embed_tokens|lm_head)\.weight")
 Finding = tuple[str, str]  # the problem, the remedy
 
 
 @dataclass(frozen=True)
 class Expert:
-    """A checked LoRA adapter. `modules` maps each adapted module to its (rank, in, out)."""
+    """A checked LoRA adapter.
+
+    `modules` maps each adapted module to its (rank, in, out), `saved` each tensor of `modules_to_save` to its shape.
+    """
 
     domain: str
     name: str  # as it was given: a path, or user/name
@@ -40,6 +46,12 @@ class Expert:
     warnings: tuple[str, ...]
     settings: LoraSettings = field(repr=False)
     modules: dict[str, tuple[int, int, int]] = field(repr=False)
+    saved: dict[str, tuple[int, ...]] = field(repr=False)
+
+    @property
+    def saved_modules(self) -> tuple[str, ...]:
+        """Last parts of the names of the modules of which it has a whole copy, sorted."""
+        return tuple(sorted({name.split(".")[-2] for name in self.saved}))
 
 
 def read_experts(paths: Mapping[str, str], allow_noop: bool = False) -> list[Expert]:
@@ -86,10 +98,12 @@ def read_expert(domain: str, path: str, allow_noop: bool = False) -> Expert:
     content, findings = _read_config(folder)
     settings, config_findings, warnings = check_settings(content) if content else (None, [], [])
     findings += [(f"{CONFIG}: {problem}", remedy) for problem, remedy in config_findings]
-    tensors, file_findings = _read_tensors(folder, allow_noop)
+    tensors, file_findings = _read_tensors(folder, settings, allow_noop)
     findings += file_findings
     modules, shape_findings = _modules(tensors, settings)
     findings += shape_findings
+    if not findings and not modules:
+        findings.append((f"{WEIGHTS}: holds saved modules, but no LoRA", "only a LoRA can be merged: train the expert as one"))
     if findings or settings is None:
         raise Refused(path, findings)
     if (folder / PICKLE).exists():
@@ -109,6 +123,7 @@ def read_expert(domain: str, path: str, allow_noop: bool = False) -> Expert:
         warnings=tuple(warnings),
         settings=settings,
         modules=modules,
+        saved=_saved(tensors, settings),
     )
 
 
@@ -139,7 +154,7 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], list[Finding]]:
     return content, []
 
 
-def _read_tensors(folder: Path, allow_noop: bool) -> tuple[list[TensorInfo], list[Finding]]:
+def _read_tensors(folder: Path, settings: LoraSettings | None, allow_noop: bool) -> tuple[list[TensorInfo], list[Finding]]:
     path = folder / WEIGHTS
     if not path.is_file():
         found = f"found {PICKLE}, but only safetensors is read" if (folder / PICKLE).exists() else "the file is missing"
@@ -150,20 +165,35 @@ def _read_tensors(folder: Path, allow_noop: bool) -> tuple[list[TensorInfo], lis
         return [], [(f"{WEIGHTS}: not a readable safetensors file ({error})", SAVE_AGAIN)]
     if not tensors:
         return [], [(f"{WEIGHTS}: holds no tensors", "train or save the adapter again")]
-    findings = [_foreign(t.name) for t in tensors if not LORA_TENSOR.fullmatch(t.name)]
+    saved = _saved(tensors, settings)
+    known = {f"base_model.model.{name}" for name in saved}
+    findings = [_foreign(t.name) for t in tensors if not LORA_TENSOR.fullmatch(t.name) and t.name not in known]
+    findings += _saved_findings(saved, settings)
     findings += [(f"{t.name} has the type {t.dtype}", f"save it as {', '.join(EXPONENTS)}") for t in tensors if t.dtype not in EXPONENTS]
     if not findings:
         findings = [(f"{t.name} holds NaN or infinity", "its training diverged: train it again") for t in not_finite(path, tensors)]
         updates = [t for t in tensors if "lora_B" in t.name or "lora_embedding_B" in t.name or "magnitude" in t.name]
-        if not findings and not allow_noop and all_zero(path, updates):
+        if not findings and not allow_noop and not saved and all_zero(path, updates):
             findings = [("every lora_B is zero, so the adapter changes nothing", "train it first, or take it with --allow-noop")]
     return tensors, findings
+
+
+def _saved(tensors: list[TensorInfo], settings: LoraSettings | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that stand in for the base's own, by their names there; without settings, all that may be."""
+    matches = [(SAVED_TENSOR.fullmatch(t.name), t.shape) for t in tensors if not LORA_TENSOR.fullmatch(t.name)]
+    return {m["name"]: shape for m, shape in matches if m and (settings is None or settings.saves(m["module"]))}
+
+
+def _saved_findings(saved: Mapping[str, tuple[int, ...]], settings: LoraSettings | None) -> Iterator[Finding]:
+    for entry in settings.modules_to_save or () if settings else ():
+        if not any(f"{entry}." in name for name in saved):
+            yield f"{CONFIG}: modules_to_save names {entry}, of which the file holds no copy", "take it out, or save the adapter again"
 
 
 def _foreign(name: str) -> Finding:
     if BASE_TENSOR.fullmatch(name):
         return f"{name} is a copy of a layer of the base, which the roles share", "save the adapter with save_embedding_layers=False"
-    return f"{name} is not a LoRA tensor", "save the adapter again with PEFT"
+    return f"{name} is not a LoRA tensor, and none of modules_to_save", "save the adapter again with PEFT"
 
 
 def _modules(tensors: list[TensorInfo], settings: LoraSettings | None) -> tuple[dict[str, tuple[int, int, int]], list[Finding]]:

@@ -13,7 +13,6 @@ Alpha = Annotated[float, Field(gt=0, le=1e5, allow_inf_nan=False)]
 
 # Features that change what the other roles see, or that need more than one adapter switched on the shared base.
 UNSUPPORTED = {
-    "modules_to_save": "it replaces whole modules, which the roles share",
     "trainable_token_indices": "it changes the embeddings, which the roles share",
     "target_parameters": "it adapts bare parameters, which cannot be switched for one row of a batch",
     "layer_replication": "it changes the layers of the base, which the roles share",
@@ -24,13 +23,15 @@ UNSUPPORTED = {
     "kasa_config": "it changes the base's weights",
     "monteclora_config": "its forward pass is random",
     "velora_config": "its forward pass is its own",
+    # PEFT 0.21 finds the tied module by its name, which other adapters change: it then writes over their copies, or over the base.
+    "ensure_weight_tying": "beside other adapters PEFT would tie the wrong tensors",
     "megatron_config": "it needs Megatron's layers",
 }
 INITS = ("gaussian", "eva", "orthogonal")  # that leave the base as it is; the others rewrite its weights
 # Read by PEFT for training, or by nobody: any value is right.
 IGNORED = {
     "task_type", "auto_mapping", "inference_mode", "lora_dropout", "megatron_core", "loftq_config", "eva_config", "corda_config",
-    "lora_ga_config", "qalora_group_size", "ensure_weight_tying", "runtime_config",
+    "lora_ga_config", "qalora_group_size", "runtime_config",
 }  # fmt: skip
 
 
@@ -57,6 +58,7 @@ class LoraSettings(BaseModel):
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: bool | Literal["gaussian", "eva", "orthogonal"] = True
+    modules_to_save: list[Annotated[str, Field(min_length=1)]] | None = None
 
     @field_validator("rank_pattern", "alpha_pattern", mode="before")
     @classmethod
@@ -67,12 +69,17 @@ class LoraSettings(BaseModel):
         """What PEFT multiplies B · A by: α/r, or α/√r for rsLoRA."""
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
+    def saves(self, module: str) -> bool:
+        """Whether the module is one of `modules_to_save`, or inside of one. PEFT compares the ends of names, not whole parts of them."""
+        return any(f"{entry}." in f"{module}." for entry in self.modules_to_save or ())
+
 
 REMEDIES = {
     "peft_type": "only a LoRA can be merged: train the expert as one",
     "base_model_name_or_path": "write the name of the expert's base there",
     "bias": "its biases would change the base for all roles: train the expert with bias='none'",
     "init_lora_weights": "it changes the base: convert the adapter with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…)",
+    "ensure_weight_tying": "set it to false and name the head too where the embeddings are named; the file holds the tensors of both",
 }
 
 
@@ -88,7 +95,7 @@ def check_settings(content: dict[str, Any]) -> tuple[LoraSettings | None, list[t
             findings.append((f"{name} {found}", REMEDIES.get(name, f"{_expected(first['msg'])}; {SAVE_AGAIN}")))
     for name, reason in UNSUPPORTED.items():
         if content.get(name):
-            findings.append((f"{name} is set", f"{reason}: train the expert without it"))
+            findings.append((f"{name} is set", f"{reason}: {REMEDIES.get(name, 'train the expert without it')}"))
     for name in sorted(content.keys() - LoraSettings.model_fields.keys() - UNSUPPORTED.keys() - IGNORED):
         if not content[name]:
             continue  # off, whatever it is

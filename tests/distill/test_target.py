@@ -139,19 +139,65 @@ def test_the_logged_reward_and_drift_are_means_over_the_sampled_tokens(float_bac
     assert metrics["math"]["response_length"] == float(rollout.response_mask[rows].sum(1).float().mean())
 
 
-@pytest.fixture(scope="module")
-def head_backbone(make_backbone, adapters, tmp_path_factory):
-    """The code expert replaced by one that also adapts lm_head: this role has a head of its own."""
+HEADS = {
+    "adapted": {"target_modules": ["q_proj", "lm_head"]},
+    "saved": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "model.norm"]},
+}
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def head_folders(request, adapters, tmp_path_factory):
+    """The experts by domain, the code expert replaced by one that adapts lm_head or brings a whole one: it has a head of its own."""
     folder = tmp_path_factory.mktemp("head") / "code.lora"
     location = str(adapters / "tiny-base")
     model, _ = load_base(Base(location, location), "none", "cpu")
-    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM", init_lora_weights=False))
+    torch.manual_seed(0)
+    model = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", init_lora_weights=False, **HEADS[request.param]))
+    for name, parameter in model.named_parameters():
+        if ".modules_to_save." in name:
+            parameter.data += 0.2 * parameter.std().clamp(min=0.1) * torch.randn_like(parameter)
     model.peft_config["default"].base_model_name_or_path = location
     model.save_pretrained(folder, save_embedding_layers=False)
     math = shutil.copytree(adapters / "math.lora", folder.parent / "math.lora")
     config = math / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": location}))
-    return make_backbone("none", {"math": str(math), "code": str(folder)})
+    return {"math": str(math), "code": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def head_backbone(make_backbone, head_folders):
+    return make_backbone("none", head_folders)
+
+
+def test_a_role_with_a_head_of_its_own_is_mixed_by_its_own_logits(head_backbone, head_folders, adapters, questions):
+    """Against models loaded apart by plain PEFT, each with at most one adapter, and mixed in float64."""
+    torch.manual_seed(1)
+    rollout = generate(head_backbone, STUDENT, *questions, max_new_tokens=30)
+    alphas = {"math": 2.0, "code": 1.5}
+    scored = score(head_backbone, rollout, alphas, micro_batch_size=3)
+    location = str(adapters / "tiny-base")
+    positions = (rollout.attention_mask.cumsum(-1) - 1).clamp(min=0)
+    log_probs = {}
+    for domain in (None, "math", "code"):
+        model = load_base(Base(location, location), "none", "cpu")[0]
+        if domain:
+            model = PeftModel.from_pretrained(model, head_folders[domain]).eval()
+        with torch.no_grad():
+            logits = model.double()(input_ids=rollout.ids, attention_mask=rollout.attention_mask, position_ids=positions).logits
+        log_probs[domain] = rollout.predicting(logits).log_softmax(-1)
+    tokens = [d for d, length in zip(rollout.domains, rollout.response_mask.sum(1).tolist(), strict=True) for _ in range(length)]
+    expected = torch.stack(
+        [
+            (alphas[d] * log_probs[d][n] + (1 - alphas[d]) * log_probs[None][n]).log_softmax(-1)  # of the n-th response token
+            for n, d in enumerate(tokens)
+        ]
+    )
+    found = scored.logits(head_backbone, slice(0, rollout.num_tokens)).double().log_softmax(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    # The control: what the reference's head would have made of the same hidden states.
+    shared = [head_backbone.logits(t.hidden, REFERENCE) for t in scored.terms if t.role == expert("code")]
+    own = [head_backbone.logits(t.hidden, t.role) for t in scored.terms if t.role == expert("code")]
+    assert (torch.cat(shared) - torch.cat(own)).abs().max() > 0.1
 
 
 def test_an_adapter_on_the_head_takes_the_slow_path_and_is_exact_there(head_backbone, float_backbone, questions):

@@ -31,11 +31,17 @@ def load_model(adapters):
 
 @pytest.fixture
 def make_expert(adapters, load_model, tmp_path):
-    """make_expert(name, **config): a random adapter on the embedded base, saved by PEFT; its path and PEFT's own ΔW."""
+    """make_expert(name, **config): a random adapter on the embedded base, saved by PEFT; its path and PEFT's own ΔW.
+
+    Modules that it saves whole differ from the base's.
+    """
 
     def make(name, **config):
         torch.manual_seed(sum(map(ord, name)))
         model = get_peft_model(load_model()[0], LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **config))
+        for parameter_name, parameter in model.named_parameters():
+            if ".modules_to_save." in parameter_name:
+                parameter.data += 0.3 * parameter.std().clamp(min=0.1) * torch.randn_like(parameter)
         model.peft_config["default"].base_model_name_or_path = str(adapters / "tiny-base")
         model.save_pretrained(tmp_path / f"{name}.lora", save_embedding_layers=False)
         return str(tmp_path / f"{name}.lora"), delta_weights(model, "default")

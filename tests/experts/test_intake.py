@@ -53,7 +53,11 @@ def test_the_embedded_experts_are_read(adapters):
         ({"peft_type": "LOHA"}, "only a LoRA can be merged"),
         ({"peft_type": None}, "peft_type is None"),
         ({"bias": "all"}, "bias='none'"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head, of which the file holds no copy; take it out"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head'"),
+        ({"modules_to_save": [""]}, "modules_to_save is ['']"),
+        ({"trainable_token_indices": [1, 2]}, "it changes the embeddings, which the roles share"),
+        ({"ensure_weight_tying": True}, "PEFT would tie the wrong tensors: set it to false"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"init_lora_weights": "pissa_niter_16"}, "path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": "lora_ga"}, "it changes the base"),
@@ -138,6 +142,117 @@ def test_an_adapter_that_changes_nothing_is_refused_unless_that_is_meant(math_co
     assert read_expert("math", str(math_copy), allow_noop=True).rank == 8
     change_tensors(math_copy, lambda t: set_value(t, "lora_B", 1e-30))  # the control
     assert read_expert("math", str(math_copy)).rank == 8
+
+
+@pytest.fixture
+def with_saved(math_copy, edit_config):
+    """with_saved(modules_to_save, lm_head=tensor, …): the math expert with such copies in its file; its folder."""
+
+    def make(entries, **copies):
+        change_tensors(math_copy, lambda t: t | {f"base_model.model.{name}": v.clone() for name, v in copies.items()})
+        edit_config(math_copy, modules_to_save=entries)
+        return math_copy
+
+    return make
+
+
+HEAD, NORM = torch.full((512, 128), 0.5), torch.ones(128)
+NORMS = {f"model.layers.{i}.{name}_layernorm.weight": NORM for i in range(4) for name in ("input", "post_attention")}
+
+
+@pytest.mark.parametrize(
+    ("entries", "copies"),
+    [
+        (["lm_head"], {"lm_head.weight": HEAD}),
+        (["embed_tokens", "model.norm"], {"model.embed_tokens.weight": HEAD.half(), "model.norm.weight": NORM}),
+        (["norm"], NORMS | {"model.norm.weight": NORM}),
+    ],
+)
+def test_copies_of_embeddings_head_and_norms_are_taken(with_saved, entries, copies):
+    plain = read_expert("math", str(with_saved(None)))
+    found = read_expert("math", str(with_saved(entries, **copies)))
+    assert plain.saved == {}
+    assert plain.is_plain
+    assert found.saved == {name: tuple(tensor.shape) for name, tensor in copies.items()}
+    assert not found.is_plain
+    assert found.modules == plain.modules
+    assert found.parameters == plain.parameters + sum(tensor.numel() for tensor in copies.values())
+    resolve_base([found], None)
+
+
+@pytest.mark.parametrize(
+    ("entries", "copies", "named"),
+    [
+        (None, {"model.norm.weight": NORM}, "model.norm.weight is not a LoRA tensor, and none of modules_to_save"),
+        (None, {"lm_head.weight": HEAD}, "lm_head.weight is a copy of a layer of the base"),
+        (["lm_head"], {"lm_head.weight": HEAD, "model.embed_tokens.weight": HEAD}, "embed_tokens.weight is a copy of a layer of the base"),
+        (["lm_head"], {"lm_head.weight": HEAD, "lm_head.original_module.weight": HEAD}, "lm_head.original_module.weight is a copy of a"),
+        (["lm_head"], {"lm_head.weight": HEAD, "lm_head.scale": NORM}, "lm_head.scale is not a LoRA tensor"),
+        (["lm_head", "score"], {"lm_head.weight": HEAD}, "modules_to_save names score, of which the file holds no copy"),
+        (["lm_head"], {"lm_head.weight": HEAD / 0}, "lm_head.weight holds NaN or infinity"),
+        (["lm_head"], {"lm_head.weight": HEAD.to(torch.int8)}, "lm_head.weight has the type I8"),
+    ],
+)
+def test_copies_that_the_file_and_its_config_tell_differently_are_refused(with_saved, entries, copies, named):
+    assert named in refusal(with_saved(entries, **copies))
+
+
+@pytest.mark.parametrize(
+    ("entries", "copies", "named"),
+    [
+        (["lm_head"], {"lm_head.weight": torch.ones(520, 128)}, r"lm_head.weight of 520 x 128, that of \S+ has 512 x 128; .*added tokens"),
+        (["embed_tokens"], {"model.embed_tokens.weight": torch.ones(512, 64)}, r"tokens.weight of 512 x 64, that of \S+ has 512 x 128"),
+        (["up_proj"], {"model.layers.0.mlp.up_proj.weight": torch.ones(384, 128)}, r"saves a whole up_proj .* has a LoRA on up_proj"),
+        (["extra"], {"model.extra.weight": NORM}, r"model\.extra\.weight, which \S+ does not have"),
+        (["lm_head"], {"lm_head.weight": HEAD, "lm_head.bias": torch.ones(512)}, r"lm_head\.bias, which \S+ does not have"),
+        (["norm"], {"model.norm.weight": NORM}, r"names model\.layers\.0\.input_layernorm\.weight in modules_to_save, but"),
+    ],
+)  # fmt: skip
+def test_copies_that_do_not_fit_the_base_are_refused(with_saved, entries, copies, named):
+    found = read_expert("math", str(with_saved(entries, **copies)))
+    with pytest.raises(InputError, match=named) as caught:
+        resolve_base([found], None)
+    assert "\n" not in str(caught.value)
+    assert "; " in str(caught.value)
+
+
+def test_a_copy_of_a_linear_layer_is_refused(code_copy, edit_config):
+    """Whether it is named itself or with the block that it is a part of: quantised, it could not be replaced."""
+    copies = {f"base_model.model.model.layers.{i}.self_attn.k_proj.weight": torch.ones(128, 128) for i in range(4)}
+    change_tensors(code_copy, lambda tensors: tensors | copies)
+    for entry in ("k_proj", "self_attn"):
+        edit_config(code_copy, modules_to_save=[entry])
+        with pytest.raises(InputError, match=r"k_proj\.weight, which is neither embeddings nor head nor norm.*train a LoRA on it instead"):
+            resolve_base([read_expert("code", str(code_copy))], None)
+
+
+def test_a_whole_module_of_one_expert_and_a_lora_of_another_on_it_are_refused(with_saved, code_copy, edit_config):
+    """PEFT cannot put both on one base, in either order."""
+    change_tensors(code_copy, lambda t: t | {"base_model.model.lm_head.lora_A.weight": torch.ones(4, 128)})
+    change_tensors(code_copy, lambda t: t | {"base_model.model.lm_head.lora_B.weight": torch.ones(512, 4)})
+    edit_config(code_copy, target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj", "lm_head"])
+    plain = read_expert("math", str(with_saved(None)))
+    code = read_expert("code", str(code_copy))
+    resolve_base([code, plain], None)  # the control
+    saving = read_expert("math", str(with_saved(["lm_head"], **{"lm_head.weight": HEAD})))
+    for experts in ([code, saving], [saving, code]):
+        with pytest.raises(
+            InputError, match=r"math\.lora saves a whole lm_head of its own and \S+code\.lora has a LoRA on lm_head: PEFT cannot"
+        ):
+            resolve_base(experts, None)
+
+
+def test_a_saved_module_is_a_change_where_every_lora_b_is_zero(with_saved):
+    zero = with_saved(None)
+    change_tensors(zero, lambda t: {n: torch.zeros_like(v) if "lora_B" in n else v for n, v in t.items()})
+    assert "changes nothing" in refusal(zero)  # the control
+    assert read_expert("math", str(with_saved(["lm_head"], **{"lm_head.weight": HEAD}))).rank == 8
+
+
+def test_saved_modules_without_a_lora_are_refused(with_saved):
+    folder = with_saved(["lm_head"], **{"lm_head.weight": HEAD})
+    change_tensors(folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if ".lora_" not in name})
+    assert "holds saved modules, but no LoRA" in refusal(folder)
 
 
 def header_of(path):
