@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gopd_merge.errors import InputError
 
@@ -79,6 +79,9 @@ class MergeConfig(BaseModel):
         "nf4", "precision of the base in memory: 4-bit NF4, or as it is stored (float32 on CPU)", "Machine"
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to run", "Machine")
+    memory: ByteSize | None = option(
+        None, "memory that the run may take, such as 24GB; one that needs more is refused (default: what is free)", "Machine", str
+    )
     chunk_tokens: int = option(1024, "response tokens projected to the vocabulary at once", "Machine", ge=1)
 
     @field_validator("experts", mode="before")
@@ -107,6 +110,17 @@ class MergeConfig(BaseModel):
     @classmethod
     def _prompts(cls, value: Any) -> Any:
         return value if isinstance(value, Mapping) else _pairs("--prompts", value)
+
+    @field_validator("memory", mode="wrap")
+    @classmethod
+    def _memory(cls, value: Any, check: Callable[[Any], ByteSize]) -> Any:
+        try:
+            size = None if value is None else check(value)
+        except ValueError:
+            size = ByteSize(0)
+        if size is not None and size <= 0:
+            raise ValueError(f"--memory {value} is not an amount of memory; write a number and a unit, such as 24GB")
+        return size
 
     @model_validator(mode="after")
     def _fits_together(self) -> "MergeConfig":

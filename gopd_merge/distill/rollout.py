@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from gopd_merge.distill.backbone import Backbone
-from gopd_merge.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -64,26 +63,18 @@ class Answers:
 
 
 def encode(backbone: Backbone, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Chat-formatted prompts, padded on the left: ids and mask, both (B, P). A base without a chat template gets plain text."""
-    encoded = _tokenize(backbone, prompts, return_tensors="pt", padding=True)
+    """Chat-formatted prompts, padded on the left: ids and mask, both (B, P)."""
+    encoded = tokenize(backbone.tokenizer, prompts, return_tensors="pt", padding=True)
     return encoded["input_ids"].to(backbone.device), encoded["attention_mask"].to(backbone.device)
 
 
-def check_lengths(backbone: Backbone, domain: str, prompts: Sequence[str], max_new_tokens: int) -> None:
-    """Raises InputError for a prompt that, with its response, is longer than the base's context."""
-    context = getattr(backbone.peft.get_base_model().config.get_text_config(), "max_position_embeddings", None)
-    if context is None:
-        return
-    for number, ids in enumerate(_tokenize(backbone, prompts)["input_ids"], start=1):
-        if len(ids) + max_new_tokens > context:
-            raise InputError(
-                f"prompt {number} of {domain} has {len(ids):,} tokens; with --max-new-tokens {max_new_tokens} that is more than the "
-                f"base's context of {context:,}; remove the prompt, or lower --max-new-tokens"
-            )
+def prompt_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[int]:
+    """Tokens of each prompt as the roles will read it."""
+    return [len(ids) for ids in tokenize(tokenizer, prompts)["input_ids"]]
 
 
-def _tokenize(backbone: Backbone, prompts: Sequence[str], **options: Any) -> Any:
-    tokenizer = backbone.tokenizer
+def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], **options: Any) -> Any:
+    """Prompts as a user's message in the base's chat template; a base without one gets plain text."""
     if tokenizer.chat_template:
         prompts = [
             tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)

@@ -66,7 +66,7 @@ def resolve_base(experts: list[Expert], override: str | None, download: bool = T
 
 def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """The frozen base and its tokenizer, in evaluation mode: NF4 with double quantisation, or as stored (float32 on CPU)."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     dtype, compute_dtype = load_dtypes(quantize, device)
     quantization = None
@@ -74,19 +74,30 @@ def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel"
         quantization = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute_dtype
         )
+    tokenizer = load_tokenizer(base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.location)
         model = AutoModelForCausalLM.from_pretrained(
             base.location, quantization_config=quantization, dtype=dtype or "auto", device_map={"": device}, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        raise GopdError(f"{base.location}: the base cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    tokenizer.padding_side = "left"  # responses are appended on the right
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        raise GopdError(f"{base.location}: the base cannot be loaded ({' '.join(str(error).split())[:300]}); copy it again") from error
     keep_gradients(model)
     model.requires_grad_(False)
     return model.eval(), tokenizer
+
+
+def load_tokenizer(base: Base) -> "PreTrainedTokenizerBase":
+    """The base's tokenizer, padding on the left. Raises GopdError."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.location)
+    except (OSError, ValueError) as error:
+        raise GopdError(f"{base.location}: its tokenizer cannot be loaded ({' '.join(str(error).split())[:300]}); copy it again") from error
+    tokenizer.padding_side = "left"  # responses are appended on the right
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def load_dtypes(quantize: str, device: str) -> "tuple[torch.dtype | None, torch.dtype]":

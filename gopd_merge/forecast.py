@@ -1,0 +1,257 @@
+"""What a run will take: tokens, memory by part, and the options with which it fits. No weights are loaded."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gopd_merge.config import MergeConfig
+from gopd_merge.distill.footprint import Footprint, Sizes
+from gopd_merge.distill.objective import ESTIMATORS
+from gopd_merge.distill.rollout import prompt_lengths
+from gopd_merge.errors import InputError
+from gopd_merge.experts.base import load_tokenizer
+from gopd_merge.plan import Inputs
+from gopd_merge.prompts.mixing import PromptMixer
+
+CUDA_CONTEXT = 500 << 20  # bytes that a process takes on a GPU before its first tensor: an allowance
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+SMALLEST_CHUNK = 64  # tokens
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class DomainWork:
+    """The prompts of one domain as a run asks them."""
+
+    domain: str
+    prompts: int  # that there are
+    asked: int  # over all steps, with repetitions
+    mean_tokens: float
+    longest: int  # tokens
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run does, in tokens. Responses are counted at their limit."""
+
+    domains: tuple[DomainWork, ...]
+    steps: int
+    prompt_tokens: int
+    response_tokens: int
+    evaluated_answers: int
+    longest_prompt: int  # of training and test prompts, tokens
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by part. The phases come one after the other, on top of what is always there."""
+
+    program: int  # interpreter and libraries; on a GPU the CUDA context
+    base: int
+    experts: int
+    student: int
+    optimizer: int  # two numbers for each trained parameter
+    phases: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def always(self) -> int:
+        """What is there in every phase."""
+        return self.program + self.base + self.experts + self.student + self.optimizer
+
+    @property
+    def peak(self) -> int:
+        """Of the whole run."""
+        return self.always + max(self.phases.values())
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda name: self.phases[name])
+
+    def document(self) -> dict[str, Any]:
+        """As `--json` has it."""
+        return asdict(self) | {"peak": self.peak, "peak_phase": self.peak_phase}
+
+
+class Forecast:
+    """The plan of one run. Raises InputError for a prompt that the base's context cannot hold."""
+
+    def __init__(self, config: MergeConfig, inputs: Inputs) -> None:
+        self.config = config
+        self.inputs = inputs
+        self.device = resolve_device(config.device)
+        self.limit = int(config.memory) if config.memory else free_memory(self.device)
+        self.work = count_work(config, inputs)
+        self._footprints: dict[str, Footprint] = {}
+
+    @cached_property
+    def memory(self) -> Memory:
+        """With the options as they are."""
+        return self.memory_with(self.config)
+
+    @property
+    def fits(self) -> bool:
+        """Whether it stays within the limit."""
+        return self.memory.peak <= self.limit
+
+    @cached_property
+    def parameters(self) -> int:
+        """Of the base."""
+        return self._footprint(self.config.quantize).parameters
+
+    @cached_property
+    def way_out(self) -> dict[str, Any] | None:
+        """Options with which it fits, those that leave the result alone first. Empty if it fits; None where nothing helps."""
+        if self.fits:
+            return {}
+        for ladder in smaller_runs(self.config):
+            if self.memory_with(self.config.model_copy(update=ladder[-1])).peak > self.limit:
+                continue
+            low, high = 0, len(ladder) - 1  # memory falls from rung to rung: find the first that fits
+            while low < high:
+                middle = (low + high) // 2
+                fits = self.memory_with(self.config.model_copy(update=ladder[middle])).peak <= self.limit
+                low, high = (low, middle) if fits else (middle + 1, high)
+            return ladder[low]
+        return None
+
+    def check(self) -> None:
+        """Raises InputError, with the options that help, for a run that cannot fit."""
+        if self.fits:
+            return
+        where = "--memory" if self.config.memory else f"the {'GPU' if self.device == 'cuda' else 'machine'} has free"
+        problem = f"the run needs about {gb(self.memory.peak)} in {self.memory.peak_phase}, more than the {gb(self.limit)} that {where}"
+        if self.config.memory:
+            problem = f"the run needs about {gb(self.memory.peak)} in {self.memory.peak_phase}, more than --memory {gb(self.limit)}"
+        if self.way_out is None:
+            raise InputError(f"{problem}; no option makes it fit, the base alone takes {gb(self.memory.base)}: take a larger machine")
+        raise InputError(f"{problem}; it fits with {flags(self.way_out)}")
+
+    def memory_with(self, config: MergeConfig) -> Memory:
+        """By part, for other options on the same inputs."""
+        shape = self._footprint(config.quantize)
+        sizes = Sizes(
+            batch_size=config.batch_size // len(config.experts) * len(config.experts),
+            micro_batch_size=min(config.micro_batch_size, config.batch_size),
+            chunk_tokens=config.chunk_tokens,
+            prompt_tokens=self.work.longest_prompt,
+            max_new_tokens=config.max_new_tokens,
+        )
+        rollout = shape.rollout(sizes)
+        phases = {"rollout": rollout, "score": shape.score(sizes), "update": shape.update(sizes, ESTIMATORS[config.estimator])}
+        if self.work.evaluated_answers:
+            phases["evaluate"] = rollout + shape.experts  # the exact average is an adapter of that size
+        if self.device == "cpu":  # the file is mapped while it is read
+            phases["load"] = sum(file.stat().st_size for file in Path(self.inputs.base.location).glob("*.safetensors"))
+        program = CUDA_CONTEXT if self.device == "cuda" else resident_memory()
+        return Memory(program, shape.base, shape.experts, shape.student, 2 * shape.student, phases)
+
+    def _footprint(self, quantize: str) -> Footprint:
+        if quantize not in self._footprints:
+            inputs = self.inputs
+            self._footprints[quantize] = Footprint(
+                inputs.base.location, inputs.experts, inputs.lora_rank, inputs.targets, quantize, self.device
+            )
+        return self._footprints[quantize]
+
+
+def count_work(config: MergeConfig, inputs: Inputs) -> Work:
+    """Tokens of every prompt that the run will ask. Raises InputError for one that is too long for the base."""
+    tokenizer = load_tokenizer(inputs.base)
+    context = context_length(inputs.base.location)
+    lengths: dict[str, list[int]] = {}
+    longest = 0
+    for number, asked in enumerate((*inputs.prompts, *inputs.test_prompts)):
+        found = prompt_lengths(tokenizer, [p.prompt for p in asked.prompts])
+        check_lengths(asked.domain, found, config.max_new_tokens, context)
+        longest = max(longest, *found)
+        if number < len(inputs.prompts):
+            lengths[asked.domain] = found
+    mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed)
+    share = config.batch_size // len(inputs.prompts)
+    domains = tuple(
+        DomainWork(domain, len(found), share * config.steps, sum(found) / len(found), max(found)) for domain, found in lengths.items()
+    )
+    asked_tokens = sum(sum(lengths[d][i] for d, i in mixer.positions(step)) for step in range(config.steps))
+    roles = 2 + len(inputs.experts) + all(e.is_plain for e in inputs.experts)  # base, merge, experts, average
+    evaluated = roles * sum(min(config.eval_prompts, len(s.prompts)) for s in inputs.test_prompts)
+    responses = share * len(domains) * config.steps * config.max_new_tokens
+    return Work(domains, config.steps, asked_tokens, responses, evaluated, longest)
+
+
+def check_lengths(domain: str, lengths: Sequence[int], max_new_tokens: int, context: int | None) -> None:
+    """Raises InputError for a prompt that, with its response, is longer than the base's context."""
+    for number, length in enumerate(lengths, start=1):
+        if context is not None and length + max_new_tokens > context:
+            raise InputError(
+                f"prompt {number} of {domain} has {length:,} tokens; with --max-new-tokens {max_new_tokens} that is more than the "
+                f"base's context of {context:,}; remove the prompt, or lower --max-new-tokens"
+            )
+
+
+def smaller_runs(config: MergeConfig) -> Iterator[list[dict[str, Any]]]:
+    """Ladders of options, each rung with less memory: first those that change no result, then each with one change that does."""
+    changes: list[dict[str, Any]] = [{}]
+    if config.quantize == "none":
+        changes.append({"quantize": "nf4"})
+    size = config.batch_size
+    while size // 2 >= len(config.experts):
+        size //= 2
+        changes.append(changes[-1] | {"batch_size": size})
+    tokens = config.max_new_tokens
+    while tokens // 2 >= 32:
+        tokens //= 2
+        changes.append(changes[-1] | {"max_new_tokens": tokens})
+    for change in changes:
+        ladder = [change] if change else []
+        micro, chunk = min(config.micro_batch_size, change.get("batch_size", config.batch_size)), config.chunk_tokens
+        while micro > 1:
+            micro //= 2
+            ladder.append(change | {"micro_batch_size": micro})
+        while chunk // 2 >= SMALLEST_CHUNK:
+            chunk //= 2
+            ladder.append(change | {"micro_batch_size": micro, "chunk_tokens": chunk})
+        if ladder:
+            yield ladder
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is the GPU where there is one."""
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def free_memory(device: str) -> int:
+    """Bytes that a new process can have on the device now. Raises InputError for a GPU that is not there."""
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError("--device cuda: this machine has no GPU that PyTorch can use; use --device cpu, or plan with --memory 24GB")
+        return int(torch.cuda.mem_get_info()[0])
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines() if Path("/proc/meminfo").exists() else []
+    available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    if available is None:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [Path(file).read_text(encoding="ascii").strip() for file in CGROUP_LIMITS if Path(file).exists()]
+    return min([available, *(int(limit) for limit in limits if limit.isdigit())]) + resident_memory()
+
+
+def resident_memory() -> int:
+    """Bytes of this process now: interpreter and libraries, as a merge has them too."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def gb(size: float) -> str:
+    """12.3 GB, or 840 MB."""
+    return f"{size / GB:.1f} GB" if size >= GB else f"{size / 1e6:.0f} MB"
+
+
+def flags(options: Mapping[str, Any]) -> str:
+    """As they are written on the command line."""
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
