@@ -1,16 +1,18 @@
 """The one base that all experts share: which one it is, whether they fit it, and loading it."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from gopd_merge.errors import GopdError, InputError
+from gopd_merge.errors import GopdError, InputError, Refused
 from gopd_merge.experts.fingerprint import chat_template_warning, check_tokenizer
 from gopd_merge.experts.hub import BASE_FILES, fetch, is_hub_id
-from gopd_merge.experts.intake import Expert
+from gopd_merge.experts.intake import CONFIG, Expert
+from gopd_merge.experts.patterns import check_patterns
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -53,8 +55,11 @@ def resolve_base(experts: list[Expert], override: str | None, download: bool = T
         base = Base(override or first.base_name, found)
     folder = Path(base.location)
     shapes = _linear_shapes(folder)
+    names = _module_names(shapes)
     for expert in experts:
         _check_shapes(expert, shapes, base)
+        if findings := check_patterns(expert.settings, names):  # PEFT will match them against all of these
+            raise Refused(expert.name, [(f"{CONFIG}: {problem}", remedy) for problem, remedy in findings])
         check_tokenizer(expert.name, expert.path, folder)
     warnings = [warning for e in experts if (warning := chat_template_warning(e.name, e.path, folder))]
     return replace(base, warnings=tuple(warnings))
@@ -134,6 +139,15 @@ def _linear_shapes(folder: Path) -> dict[str, list[int]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{folder}: the base is not readable ({error}); copy it again") from None
     return shapes
+
+
+def _module_names(tensors: Iterable[str]) -> list[str]:
+    """Of the modules that hold a tensor, and of all that these are part of."""
+    names = set()
+    for name in tensors:
+        while name := name.rpartition(".")[0]:
+            names.add(name)
+    return sorted(names)
 
 
 def _check_shapes(expert: Expert, shapes: dict[str, list[int]], base: Base) -> None:
