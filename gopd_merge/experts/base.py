@@ -1,6 +1,7 @@
 """The one base that all experts share: which one it is, whether they fit it, and loading it."""
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +44,7 @@ def resolve_base(experts: list[Expert], override: str | None, download: bool = T
                 f"Train {expert.name} on {_named(first)}, or merge it with experts of its own base"
             )
     found = _locate(override, Path.cwd()) if override else _find(first)
-    if not Path(found).is_dir():
+    if not os.path.isdir(found):
         if not is_hub_id(found):
             whose = "" if override else ", but the experts name it as their base"
             raise InputError(f"{found}: no such folder{whose}; say where it is with --base FOLDER")
@@ -113,13 +114,13 @@ def _named(expert: Expert) -> str:
 def _find(expert: Expert) -> str:
     """A folder, else a Hub id with its revision."""
     found = _locate(expert.base_name, expert.path)
-    return found if Path(found).is_dir() else _named(expert)
+    return found if os.path.isdir(found) else _named(expert)
 
 
 def _locate(name: str, adapter: Path) -> str:
     """A folder of that name below the working directory or beside one of the adapter's parents, else the name as a Hub id."""
     for parent in (Path(), *adapter.resolve().parents):
-        if (parent / name / "config.json").is_file():
+        if os.path.isfile(parent / name / "config.json"):  # unlike Path, without an error for names that no file can have
             return str((parent / name).resolve())
     return name
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,16 @@ from gopd_merge.errors import InputError, Refused
 from gopd_merge.experts.hub import ADAPTER_FILES, fetch, is_hub_id
 from gopd_merge.experts.patterns import check_patterns, selector, values_by_pattern
 from gopd_merge.experts.schema import SAVE_AGAIN, LoraSettings, check_settings, cut
-from gopd_merge.experts.tensor_file import EXPONENTS, TensorInfo, UnreadableError, all_zero, file_sha256, not_finite, read_header
+from gopd_merge.experts.tensor_file import (
+    EXPONENTS,
+    LARGEST_VALUE,
+    TensorInfo,
+    UnreadableError,
+    all_zero,
+    file_sha256,
+    read_header,
+    too_large,
+)
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 LARGEST_CONFIG = 1 << 20  # bytes
@@ -75,7 +85,7 @@ def read_expert(domain: str, path: str, allow_noop: bool = False) -> Expert:
     Raises InputError when it is missing or no LoRA adapter, Refused with all findings when it cannot be merged correctly.
     """
     folder, commit = Path(path), None
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         if not is_hub_id(path):
             raise InputError(f"{path}: no such folder; name a folder that holds {CONFIG} and {WEIGHTS}, or a Hub id")
         snapshot = fetch(path, ADAPTER_FILES, CONFIG)
@@ -119,16 +129,22 @@ def _check_links(folder: Path) -> list[Finding]:
     allowed = [folder.resolve()]
     if folder.resolve().parent.name == "snapshots":
         allowed.append(folder.resolve().parents[1] / "blobs")
-    outside = [name for name in (CONFIG, WEIGHTS) if not any((folder / name).resolve().is_relative_to(place) for place in allowed)]
+    outside = [name for name in (CONFIG, WEIGHTS) if not any(_leads_into(folder / name, place) for place in allowed)]
     return [(f"{name} is a link that leaves the folder", "put the file itself there") for name in outside]
+
+
+def _leads_into(path: Path, place: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(place)  # Path.resolve raises on a link to itself
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], list[Finding]]:
     path = folder / CONFIG
-    if (size := path.stat().st_size) > LARGEST_CONFIG:
-        return {}, [(f"{CONFIG}: {size:,} bytes, larger than any adapter's", "is it the right file?")]
     try:
+        if (size := path.stat().st_size) > LARGEST_CONFIG:
+            return {}, [(f"{CONFIG}: {size:,} bytes, larger than any adapter's", SAVE_AGAIN)]
         content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return {}, [(f"{CONFIG}: cannot be read ({error.strerror})", "look at its permissions")]
     except (ValueError, RecursionError) as error:
         return {}, [(f"{CONFIG}: not valid JSON ({error})", SAVE_AGAIN)]
     if not isinstance(content, dict) or not content:
@@ -150,7 +166,8 @@ def _read_tensors(folder: Path, allow_noop: bool) -> tuple[list[TensorInfo], lis
     findings = [_foreign(t.name) for t in tensors if not _as_lora(t.name)]
     findings += [(f"{t.name} has the type {t.dtype}", f"save it as {', '.join(EXPONENTS)}") for t in tensors if t.dtype not in EXPONENTS]
     if not findings:
-        findings = [(f"{t.name} holds NaN or infinity", "its training diverged: train it again") for t in not_finite(path, tensors)]
+        diverged = "its training diverged: train it again"
+        findings = [(f"{t.name} holds NaN, infinity or a value beyond {LARGEST_VALUE:.0e}", diverged) for t in too_large(path, tensors)]
         updates = [t for t in tensors if "lora_B" in t.name or "lora_embedding_B" in t.name or "magnitude" in t.name]
         if not findings and not allow_noop and all_zero(path, updates):
             findings = [("every lora_B is zero, so the adapter changes nothing", "train it first, or take it with --allow-noop")]
@@ -158,7 +175,7 @@ def _read_tensors(folder: Path, allow_noop: bool) -> tuple[list[TensorInfo], lis
 
 
 def _as_lora(name: str) -> re.Match[str] | None:
-    return LORA_TENSOR.fullmatch(name) if len(name) <= LONGEST_NAME else None
+    return LORA_TENSOR.fullmatch(name) if len(name) <= LONGEST_NAME and name.isprintable() else None
 
 
 def _foreign(name: str) -> Finding:

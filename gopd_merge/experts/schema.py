@@ -3,15 +3,23 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gopd_merge.errors import printable
 
 KNOWN_PEFT = (0, 21)  # whose fields stand below
 SAVE_AGAIN = "copy or save the adapter again"
 
+
+def _printed(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it should be printable text")
+    return text
+
+
 Rank = Annotated[int, Field(ge=1, le=4096)]
 Alpha = Annotated[float, Field(gt=0, le=1e5, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printed)]
 Pattern = Annotated[str, Field(max_length=4096)]  # a regular expression, or a module's name
 Patterns = Annotated[list[Pattern], Field(max_length=20_000)]
 
@@ -44,8 +52,8 @@ class LoraSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
     peft_type: Literal["LORA"]
-    base_model_name_or_path: Annotated[str, Field(min_length=1, max_length=4096)]
-    revision: str | None = None
+    base_model_name_or_path: Name
+    revision: Name | None = None
     peft_version: str | None = None
     r: Rank
     lora_alpha: Alpha
@@ -123,4 +131,5 @@ def cut(text: str) -> str:
 
 
 def _expected(message: str) -> str:
-    return message[0].lower() + message[1:].replace("Input should", "it should")
+    message = message.removeprefix("Value error, ").replace("Input should", "it should")
+    return message[0].lower() + message[1:]

@@ -118,13 +118,13 @@ def test_an_option_that_the_tensors_do_not_show_is_refused(code_copy, edit_confi
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_value_that_is_not_finite_is_refused_by_the_name_of_its_tensor(math_copy, value, dtype):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 2.0**32])
+def test_a_value_that_is_not_finite_or_absurd_is_refused_by_the_name_of_its_tensor(math_copy, value, dtype):
     part = "layers.2.mlp.up_proj.lora_A"
-    change_tensors(math_copy, lambda tensors: set_value(tensors, part, torch.finfo(dtype).max, dtype))  # the control: large is finite
+    change_tensors(math_copy, lambda tensors: set_value(tensors, part, -6e4, dtype))  # the control: large is finite
     read_expert("math", str(math_copy))
     change_tensors(math_copy, lambda tensors: set_value(tensors, part, value, dtype))
-    assert f"{part}.weight holds NaN or infinity" in refusal(math_copy)
+    assert f"{part}.weight holds NaN, infinity or a value beyond 4e+09" in refusal(math_copy)
 
 
 def test_a_type_that_is_no_float_is_refused(math_copy):
@@ -195,7 +195,7 @@ def test_everything_that_is_wrong_is_said_at_once(math_copy, code_copy, edit_con
     assert heading == "gopd-merge: adapters/math.lora: 3 problems"
     assert [line.split("  ")[1] for line in findings] == [
         "adapter_config.json: bias is 'all'",
-        "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight holds NaN or infinity",
+        "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight holds NaN, infinity or a value beyond 4e+09",
         "model.layers.0.mlp.up_proj has no lora_B",
     ]
     assert len({line.rindex("  ") for line in findings}) == 1  # the remedies stand in one column
@@ -269,3 +269,40 @@ def test_an_explicit_base_overrides_what_the_experts_name(math_copy, edit_config
     edit_config(math_copy, base_model_name_or_path="some/renamed-base")
     found = resolve_base([read_expert("math", str(math_copy))], str(adapters / "tiny-base"))
     assert found.location == str((adapters / "tiny-base").resolve())
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" + "b" * 300, "a\0b", "a\ud800", "a\x1b[2Jb", "a\nb"])
+def test_a_base_with_a_name_that_nothing_can_have_is_refused(math_copy, edit_config, name):
+    edit_config(math_copy, base_model_name_or_path=name)
+    with pytest.raises(InputError, match="; ") as caught:
+        resolve_base([read_expert("math", str(math_copy))], None)
+    assert str(caught.value).isprintable()
+
+
+def test_a_folder_with_a_name_that_none_can_have_is_refused():
+    with pytest.raises(InputError, match="no such folder"):
+        read_expert("math", "x" * 300 + "/")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", WEIGHTS])
+def test_a_link_to_itself_is_refused(math_copy, name):
+    (math_copy / name).unlink()
+    (math_copy / name).symlink_to(name)
+    assert name in refusal(math_copy)
+
+
+@pytest.mark.parametrize("part", ["\t", "\x1b[2J", "\u202e", "x" * 600])
+def test_a_module_with_a_name_that_cannot_be_shown_is_refused(math_copy, part):
+    change_tensors(math_copy, lambda t: {n.replace("layers.3.mlp.up_proj", part): v for n, v in t.items()})
+    with pytest.raises(Refused) as caught:
+        read_expert("math", str(math_copy))
+    assert len(caught.value.findings) == 2
+    assert all(line.isprintable() and len(line) < 400 for line in str(caught.value).split("\n"))
+
+
+def test_a_name_cannot_begin_a_line_of_its_own(math_copy):
+    change_tensors(math_copy, lambda t: {n.replace("layers.3.mlp.up_proj.lora_A", "\ngopd-merge: all is well"): v for n, v in t.items()})
+    with pytest.raises(Refused) as caught:
+        read_expert("math", str(math_copy))
+    assert "\\ngopd-merge: all is well" in str(caught.value)
+    assert not any(line.startswith("gopd-merge") for line in str(caught.value).split("\n"))
