@@ -9,6 +9,7 @@ eval/work/fuzz, and belongs into tests/experts/finds once it is mended: tests/ex
 """
 
 import argparse
+import importlib.metadata
 import json
 import math
 import os
@@ -68,11 +69,19 @@ def unpack(data: bytes, values: bytes) -> tuple[bytes, bytes]:
 
 
 def mutate(data: bytes, seed: int, change_bytes: Callable[[bytes], bytes]) -> bytes:
-    """Another input: one part with other bytes, or a setting or a tensor's entry replaced. Most others would be no JSON at all."""
+    """Another input: one part with other bytes, or a setting or a tensor's entry replaced. Most others would be no JSON at all.
+
+    Some are made from a seed, and some get one part of it back: what is broken in two places is refused for the first alone.
+    """
     random = Random(seed)
-    config, head, edits, flags = parts(data)
-    kind = random.choice(("config", "head", "edits", "setting", "setting", "tensor", "tensor"))
-    if kind == "config":
+    whole = random.choice(SEEDS)
+    config, head, edits, flags = parts(whole if random.random() < 0.2 else data)
+    kind = random.choice(("config", "head", "edits", "setting", "setting", "tensor", "tensor", "config of a seed", "tensors of a seed"))
+    if kind == "config of a seed":
+        config = parts(whole)[0]
+    elif kind == "tensors of a seed":
+        _, head, edits, flags = parts(whole)
+    elif kind == "config":
         config = change_bytes(config)
     elif kind == "head":
         head = change_bytes(head)
@@ -135,6 +144,9 @@ def seeds() -> tuple[list[bytes], bytes]:
     return [*(pack(c, head) for c in configs), *(pack(config, head, e) for e in edits[1:]), pack(config, head, flags=0)], values
 
 
+SEEDS, VALUES = seeds()
+
+
 @contextmanager
 def workplace() -> Iterator[Path]:
     """An empty adapter's folder beside the embedded base."""
@@ -180,14 +192,13 @@ def fuzz(corpus: Path, libfuzzer: list[str]) -> None:
     with atheris.instrument_imports(include=["gopd_merge"], enable_loader_override=False):
         import gopd_merge.inspection
         import gopd_merge.report.inspection  # noqa: F401
-    inputs, values = seeds()
     counts = {"taken": 0, "refused": 0}
     with workplace() as folder:
-        for data in inputs:  # what is imported late, and the baseline of memory
-            run_one(folder, *unpack(data, values))
+        for data in SEEDS:  # what is imported late, and the baseline of memory
+            run_one(folder, *unpack(data, VALUES))
 
         def target(data: bytes) -> None:
-            counts["taken" if run_one(folder, *unpack(data, values)) is None else "refused"] += 1
+            counts["taken" if run_one(folder, *unpack(data, VALUES)) is None else "refused"] += 1
             if sum(counts.values()) % 1000 == 0:
                 (corpus.parent / "counts.json").write_text(json.dumps(counts))
 
@@ -203,17 +214,11 @@ def fuzz(corpus: Path, libfuzzer: list[str]) -> None:
 
 def main(seconds: int, output: Path, work: Path) -> None:
     """Run libFuzzer in a process of its own, again after each find, and write what came of it."""
-    import importlib.metadata
-
-    import torch
-
-    from gopd_merge.artefacts import environment
-
     corpus = work / "corpus"
     shutil.rmtree(work, ignore_errors=True)
     corpus.mkdir(parents=True)
     kept = sorted((ROOT / "tests" / "experts" / "finds").glob("*.bin"))
-    for number, data in enumerate([*seeds()[0], *(path.read_bytes() for path in kept)]):
+    for number, data in enumerate([*SEEDS, *(path.read_bytes() for path in kept)]):
         (corpus / f"seed{number}").write_bytes(data)
     words = work / "words"
     words.write_text("".join(f'"{word}"\n' for word in WORDS))
@@ -230,6 +235,11 @@ def main(seconds: int, output: Path, work: Path) -> None:
         print(log[-4000:], flush=True)
         if done.returncode == 0:
             break
+    # Not before: a process counts what its parent took as its own peak of memory.
+    import torch
+
+    from gopd_merge.artefacts import environment
+
     progress = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", log) or [("0", "0", "0")]
     finds = [path for path in work.glob("find-*") if "slow-unit" not in path.name]
     result = {

@@ -27,37 +27,35 @@ def folder(fuzzer):
 
 
 def test_an_input_without_edits_is_the_embedded_expert(fuzzer, adapters):
-    (first, *_), values = fuzzer.seeds()
-    assert fuzzer.unpack(first, values) == tuple((adapters / "code.lora" / name).read_bytes() for name in (fuzzer.CONFIG, fuzzer.WEIGHTS))
+    assert fuzzer.unpack(fuzzer.SEEDS[0], fuzzer.VALUES) == tuple(
+        (adapters / "code.lora" / name).read_bytes() for name in (fuzzer.CONFIG, fuzzer.WEIGHTS)
+    )
 
 
 def test_the_seeds_are_taken_or_refused_and_not_all_alike(fuzzer, folder):
-    inputs, values = fuzzer.seeds()
-    refusals = [fuzzer.run_one(folder, *fuzzer.unpack(data, values)) for data in inputs]
-    assert 5 <= refusals.count(None) < len(inputs)
+    refusals = [fuzzer.run_one(folder, *fuzzer.unpack(data, fuzzer.VALUES)) for data in fuzzer.SEEDS]
+    assert 5 <= refusals.count(None) < len(refusals)
 
 
 def test_five_hundred_mutations_are_taken_or_refused(fuzzer, folder):
     """What the fuzzer does, without its guidance. Among the refusals are those that only readable files get."""
-    inputs, values = fuzzer.seeds()
-    refusals = []
+    data, refusals = fuzzer.SEEDS[0], []
     for number in range(500):
-        data = fuzzer.mutate(inputs[number % len(inputs)], number, lambda part, number=number: part[: number * 37 % (len(part) + 1)])
-        refusals.append(fuzzer.run_one(folder, *fuzzer.unpack(data, values)))
+        data = fuzzer.mutate(data, number, lambda part, number=number: part[: number * 37 % (len(part) + 1)])
+        refusals.append(fuzzer.run_one(folder, *fuzzer.unpack(data, fuzzer.VALUES)))
     assert refusals.count(None) > 50
     assert sum("adapter_config.json: " in (text or "") and "not valid JSON" not in (text or "") for text in refusals) > 50
 
 
 @pytest.mark.parametrize("path", FINDS, ids=lambda path: path.stem)
 def test_what_once_broke_it_does_so_no_more(fuzzer, folder, path):
-    config, weights = fuzzer.unpack(path.read_bytes(), fuzzer.seeds()[1])
+    config, weights = fuzzer.unpack(path.read_bytes(), fuzzer.VALUES)
     fuzzer.run_one(folder, config, weights)
 
 
 def test_the_target_notices_a_crash_and_a_message_that_steers_the_terminal(fuzzer, folder, monkeypatch):
     """The control."""
-    inputs, values = fuzzer.seeds()
-    files = fuzzer.unpack(inputs[0], values)
+    files = fuzzer.unpack(fuzzer.SEEDS[0], fuzzer.VALUES)
     monkeypatch.setattr(intake, "check_settings", lambda content: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fuzzer.run_one(folder, *files)
