@@ -213,7 +213,7 @@ def _peft_errors(folder: Path) -> Iterator[None]:
     """What PEFT says about an adapter that it cannot load, in one line."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise InputError(f"{folder}: PEFT cannot load it: {' '.join(str(error).split())[:300]}; {SAVE_AGAIN}") from error
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from gopd_merge.errors import printable
 
@@ -69,11 +69,6 @@ class LoraSettings(BaseModel):
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: bool | Literal["gaussian", "eva", "orthogonal"] = True
-
-    @field_validator("rank_pattern", "alpha_pattern", mode="before")
-    @classmethod
-    def _absent(cls, value: Any) -> Any:
-        return {} if value is None else value
 
     def scale(self, alpha: float, rank: int) -> float:
         """What PEFT multiplies B · A by: α/r, or α/√r for rsLoRA."""

@@ -67,6 +67,7 @@ def test_the_embedded_experts_are_read(adapters):
         ({"target_modules": None}, "target_modules is None"),
         ({"target_modules": "(("}, "no regular expression"),
         ({"rank_pattern": {"q_proj": -1}}, "rank_pattern is"),
+        ({"rank_pattern": None}, "rank_pattern is None"),  # PEFT fails on it
         ({"use_something": True}, "use_something is no field of PEFT 0.21"),
         ({"lora_alpha": None}, "lora_alpha is None"),
         ({"lora_alpha": True}, "lora_alpha is True"),
