@@ -66,7 +66,7 @@ class Backbone:
         state |= {f"{LAYER_PREFIX}{module}.lora_B.weight": update.b for module, update in updates.items()}
         loaded = set_peft_model_state_dict(self.peft, state, adapter_name=role)
         if loaded.unexpected_keys:
-            raise GopdError(f"{role}: the base has no place for {loaded.unexpected_keys[0]}")
+            raise GopdError(f"{role}: the base has no place for {loaded.unexpected_keys[0]}; please report this")
         self._freeze()
 
     def load_adapter(self, folder: Path, role: str) -> None:
@@ -204,7 +204,8 @@ class Backbone:
         found = self.logits(self.hidden(STUDENT, ids, mask)[0])
         if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
             raise GopdError(
-                f"{type(self.peft.get_base_model()).__name__} changes its logits after the output head, which is not supported yet"
+                f"{type(self.peft.get_base_model()).__name__} changes its logits after the output head, which is not supported yet; "
+                "use another base"
             )
 
 

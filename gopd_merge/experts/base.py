@@ -84,7 +84,8 @@ def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel"
             base.location, quantization_config=quantization, dtype=dtype, device_map={"": device}, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        raise GopdError(f"{base.location}: the base cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        cause = " ".join(str(error).split())[:300]
+        raise GopdError(f"{base.location}: the base cannot be loaded ({cause}); copy it again, or name another with --base") from error
     tokenizer.padding_side = "left"  # responses are appended on the right
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
