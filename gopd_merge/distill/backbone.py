@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gopd_merge.errors import GopdError, InputError
+from gopd_merge.experts.base import check_patterns_on
 from gopd_merge.experts.intake import CONFIG, WEIGHTS, Expert
 from gopd_merge.experts.schema import SAVE_AGAIN
 from gopd_merge.experts.static import LAYER_PREFIX, Update
@@ -37,6 +38,9 @@ class Backbone:
         self._decoder = model.get_decoder()
         self._head = model.get_output_embeddings()
         self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        names = [name for name, _ in model.named_modules()]
+        for one in experts:
+            check_patterns_on(one, names)  # some modules hold no tensor, so that intake cannot know them
         first, *others = experts
         with _peft_errors(first.path):
             self.peft = PeftModel.from_pretrained(model, first.path, adapter_name=expert(first.domain))

@@ -59,11 +59,16 @@ def resolve_base(experts: list[Expert], override: str | None, download: bool = T
     names = _module_names(shapes)
     for expert in experts:
         _check_shapes(expert, shapes, base)
-        if findings := check_patterns(expert.settings, names):  # PEFT will match them against all of these
-            raise Refused(expert.name, [(f"{CONFIG}: {problem}", remedy) for problem, remedy in findings])
+        check_patterns_on(expert, names)
         check_tokenizer(expert.name, expert.path, folder)
     warnings = [warning for e in experts if (warning := chat_template_warning(e.name, e.path, folder))]
     return replace(base, warnings=tuple(warnings))
+
+
+def check_patterns_on(expert: Expert, modules: Iterable[str]) -> None:
+    """Raises Refused when a pattern of the expert takes too long on a module of the base: PEFT matches against all of them."""
+    if findings := check_patterns(expert.settings, modules):
+        raise Refused(expert.name, [(f"{CONFIG}: {problem}", remedy) for problem, remedy in findings])
 
 
 def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from gopd_merge.distill.backbone import Backbone
 from gopd_merge.errors import InputError, Refused
 from gopd_merge.experts import patterns
 from gopd_merge.experts.base import resolve_base
@@ -68,7 +69,7 @@ def test_a_pattern_that_takes_for_ever_is_refused_in_time_with_its_field(math_co
     assert remedy == "list the names of the modules instead"
 
 
-def test_a_pattern_that_takes_for_ever_on_other_modules_of_the_base_is_refused(math_copy, edit_config):
+def test_a_pattern_that_takes_for_ever_on_other_modules_of_the_base_is_refused(math_copy, edit_config, load_model):
     """PEFT matches against norms and embeddings too, which no adapter names."""
     edit_config(math_copy, exclude_modules=r"(?=.*norm)(?:\w+|\.)*!")
     expert = read_expert("math", str(math_copy))
@@ -76,8 +77,15 @@ def test_a_pattern_that_takes_for_ever_on_other_modules_of_the_base_is_refused(m
     with pytest.raises(InputError, match=r"math\.lora: adapter_config\.json: exclude_modules has the pattern .* takes too long"):
         resolve_base([expert], None)
     assert time.process_time() - start < 2
+    edit_config(math_copy, exclude_modules=r"(?=.*act_fn)(?:[\w.]+)*!")  # it has no tensor, so only the model knows it
+    expert = read_expert("math", str(math_copy))
+    resolve_base([expert], None)
+    with pytest.raises(InputError, match=r"exclude_modules has the pattern .* takes too long"):
+        Backbone(*load_model(), [expert])
     edit_config(math_copy, exclude_modules=r".*norm")  # the control
-    resolve_base([read_expert("math", str(math_copy))], None)
+    expert = read_expert("math", str(math_copy))
+    resolve_base([expert], None)
+    Backbone(*load_model(), [expert])
 
 
 @pytest.mark.parametrize("layers", [4, 126])
