@@ -53,11 +53,11 @@ def names(layers):
     return [f"model.layers.{layer}.{part}" for layer in range(layers) for part in parts]
 
 
-@pytest.mark.parametrize("field", FIELDS)
-@pytest.mark.parametrize("kind", HOSTILE)
+# PEFT puts something before the pattern of other fields, and there (?i) is an error.
+@pytest.mark.parametrize(
+    ("field", "kind"), [(f, k) for f in FIELDS for k in HOSTILE if k != "compilation" or f in ("target_modules", "exclude_modules")]
+)
 def test_a_pattern_that_takes_for_ever_is_refused_in_time_with_its_field(math_copy, edit_config, field, kind):
-    if kind == "compilation" and field not in ("target_modules", "exclude_modules"):
-        pytest.skip("PEFT puts something before the pattern, where (?i) is an error")
     edit_config(math_copy, **{field: FIELDS[field](HOSTILE[kind])})
     start = time.process_time()
     with pytest.raises(Refused) as caught:
