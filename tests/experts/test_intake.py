@@ -202,14 +202,6 @@ def test_everything_that_is_wrong_is_said_at_once(math_copy, code_copy, edit_con
     assert len({line.rindex("  ") for line in findings}) == 1  # the remedies stand in one column
 
 
-def test_a_name_cannot_steer_the_terminal(math_copy):
-    change_tensors(math_copy, lambda t: {f"\x1b[31m{n}\x7f" if "layers.0.mlp.up_proj.lora_A" in n else n: v for n, v in t.items()})
-    with pytest.raises(Refused) as caught:
-        read_expert("math", str(math_copy))
-    assert "\\x1b[31mbase_model" in str(caught.value)
-    assert all(line.isprintable() for line in str(caught.value).splitlines())
-
-
 def test_a_field_of_a_newer_peft_is_a_warning(math_copy, edit_config):
     edit_config(math_copy, use_something=True, peft_version="0.99.0")
     (warning,) = read_expert("math", str(math_copy)).warnings
@@ -272,38 +264,8 @@ def test_an_explicit_base_overrides_what_the_experts_name(math_copy, edit_config
     assert found.location == str((adapters / "tiny-base").resolve())
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "a/" + "b" * 300, "a\0b", "a\ud800", "a\x1b[2Jb", "a\nb"])
-def test_a_base_with_a_name_that_nothing_can_have_is_refused(math_copy, edit_config, name):
-    edit_config(math_copy, base_model_name_or_path=name)
-    with pytest.raises(InputError, match="; ") as caught:
-        resolve_base([read_expert("math", str(math_copy))], None)
-    assert str(caught.value).isprintable()
-
-
-def test_a_folder_with_a_name_that_none_can_have_is_refused():
-    with pytest.raises(InputError, match="no such folder"):
-        read_expert("math", "x" * 300 + "/")
-
-
 @pytest.mark.parametrize("name", ["adapter_config.json", WEIGHTS])
 def test_a_link_to_itself_is_refused(math_copy, name):
     (math_copy / name).unlink()
     (math_copy / name).symlink_to(name)
     assert name in refusal(math_copy)
-
-
-@pytest.mark.parametrize("part", ["\t", "\x1b[2J", "\u202e", "x" * 600])
-def test_a_module_with_a_name_that_cannot_be_shown_is_refused(math_copy, part):
-    change_tensors(math_copy, lambda t: {n.replace("layers.3.mlp.up_proj", part): v for n, v in t.items()})
-    with pytest.raises(Refused) as caught:
-        read_expert("math", str(math_copy))
-    assert len(caught.value.findings) == 2
-    assert all(line.isprintable() and len(line) < 400 for line in str(caught.value).split("\n"))
-
-
-def test_a_name_cannot_begin_a_line_of_its_own(math_copy):
-    change_tensors(math_copy, lambda t: {n.replace("layers.3.mlp.up_proj.lora_A", "\ngopd-merge: all is well"): v for n, v in t.items()})
-    with pytest.raises(Refused) as caught:
-        read_expert("math", str(math_copy))
-    assert "\\ngopd-merge: all is well" in str(caught.value)
-    assert not any(line.startswith("gopd-merge") for line in str(caught.value).split("\n"))
