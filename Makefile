@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install install-dev merge test check format adapters lock measure clean
+.PHONY: install install-dev merge test check format adapters fuzz lock measure clean
 
 install: .venv/installed  ## the command, in .venv
 
@@ -35,6 +35,10 @@ measure: install  ## the tables of eval/README.md on the embedded default (about
 	$(BIN)/python eval/target_probe.py
 	$(BIN)/python eval/main_command.py
 	$(BIN)/python eval/tables.py
+
+fuzz: install-dev  ## ten minutes of coverage-guided fuzzing of what reads adapters
+	$(BIN)/pip install --quiet --constraint requirements.lock ".[fuzz]"
+	$(BIN)/python eval/fuzz_intake.py --seconds 600
 
 lock: install-dev  ## pin what is installed
 	$(BIN)/pip freeze --exclude gopd-merge | sed 's/+cpu$$//' > requirements.lock

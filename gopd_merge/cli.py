@@ -103,7 +103,7 @@ def _inspect(*paths: str, base: str | None = None, json: Annotated[bool, Paramet
     if experts or json:
         print(dump_json(document, ensure_ascii=False) if json else inspection_text(document))
     if refusals:
-        raise InputError("\n".join(map(str, refusals)))
+        raise InputError(*(line for refusal in refusals for line in refusal.lines))
 
 
 def _doctor(*, json: Annotated[bool, Parameter(negative=())] = False) -> None:

@@ -166,7 +166,7 @@ def _pairs(flag: str, values: Sequence[str], default_key: Callable[[str], str] |
         if not equals and default_key:
             key, value = default_key(text), text
         if not key or not value:
-            raise ValueError(f"{flag} {text} is not of the form DOMAIN=VALUE")
+            raise ValueError(f"{flag} {text} is not of the form DOMAIN=VALUE; write the domain, = and its value")
         if key in pairs:
             remedy = f"give one of them another name: {key}2=PATH" if default_key else "name it once"
             raise ValueError(f"{flag}: the domain {key} is named twice; {remedy}")
@@ -187,7 +187,7 @@ def make_config(options: Mapping[str, Any]) -> MergeConfig:
         if first["type"] == "extra_forbidden":
             raise InputError(f"{name} is not an option of the merge; see gopd-merge --help") from None
         given = first["input"]
-        raise InputError(f"--{name.replace('_', '-')} {given}: {message[0].lower()}{message[1:]}") from None
+        raise InputError(f"--{name.replace('_', '-')} {given}: {message[0].lower()}{message[1:]}; see gopd-merge --help") from None
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -203,5 +203,5 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if isinstance(content, dict) and isinstance(content.get("config"), dict):
         content = content["config"]  # a merge.json
     if not isinstance(content, dict):
-        raise InputError(f"--config {path}: expected `option: value` lines, found {type(content).__name__}")
+        raise InputError(f"--config {path}: expected `option: value` lines, found {type(content).__name__}; write one option a line")
     return {str(key).replace("-", "_"): value for key, value in content.items()}

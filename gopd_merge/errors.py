@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 
 
+def printable(line: str) -> str:
+    """The text on one line: names out of files end up in messages, and nothing in them may steer a terminal or begin a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 class GopdError(Exception):
     """A failure that has a one-line explanation: what was given, what was found, what to do."""
 
     exit_code = 1
 
-    def __init__(self, message: str) -> None:
-        # Names out of files end up in messages: nothing in them may steer a terminal.
-        super().__init__("".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in message))
+    def __init__(self, *lines: str) -> None:
+        self.lines = tuple(map(printable, lines))
+        super().__init__("\n".join(self.lines))
 
 
 class InputError(GopdError, ValueError):
@@ -31,11 +36,11 @@ class Refused(InputError):
             super().__init__(f"{path}: {problem}; {remedy}")
             return
         shown = findings[: self.SHOWN]
-        width = max(len(problem) for problem, _ in shown)
-        lines = [f"{path}: {len(findings)} problems", *(f"  {problem.ljust(width)}  {remedy}" for problem, remedy in shown)]
+        width = max(len(printable(problem)) for problem, _ in shown)
+        lines = [f"{path}: {len(findings)} problems", *(f"  {printable(problem).ljust(width)}  {remedy}" for problem, remedy in shown)]
         if len(findings) > len(shown):
             lines.append(f"  and {len(findings) - len(shown)} more")
-        super().__init__("\n".join(lines))
+        super().__init__(*lines)
 
 
 class VerificationError(GopdError):

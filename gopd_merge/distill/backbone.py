@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gopd_merge.errors import GopdError, InputError
+from gopd_merge.experts.base import check_patterns_on
 from gopd_merge.experts.intake import CONFIG, WEIGHTS, Expert
 from gopd_merge.experts.schema import SAVE_AGAIN
 from gopd_merge.experts.static import LAYER_PREFIX, Update
@@ -42,6 +43,9 @@ class Backbone:
         self._decoder = model.get_decoder()
         self._head = model.get_output_embeddings()
         self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        names = [name for name, _ in model.named_modules()]
+        for one in experts:
+            check_patterns_on(one, names)  # some modules hold no tensor, so that intake cannot know them
         first, *others = experts
         # PEFT refuses DoRA in a mixed batch, copies of norms, and a copy that not every expert in the batch has.
         self._can_mix = not any(e.uses_dora or e.saved for e in experts)
@@ -76,7 +80,7 @@ class Backbone:
         state |= {f"{LAYER_PREFIX}{module}.lora_B.weight": update.b for module, update in updates.items()}
         loaded = set_peft_model_state_dict(self.peft, state, adapter_name=role)
         if loaded.unexpected_keys:
-            raise GopdError(f"{role}: the base has no place for {loaded.unexpected_keys[0]}")
+            raise GopdError(f"{role}: the base has no place for {loaded.unexpected_keys[0]}; please report this")
         self._freeze()
 
     def load_adapter(self, folder: Path, role: str) -> None:
@@ -217,7 +221,8 @@ class Backbone:
         found = self.logits(self.hidden(STUDENT, ids, mask)[0])
         if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
             raise GopdError(
-                f"{type(self.peft.get_base_model()).__name__} changes its logits after the output head, which is not supported yet"
+                f"{type(self.peft.get_base_model()).__name__} changes its logits after the output head, which is not supported yet; "
+                "use another base"
             )
 
 
@@ -233,7 +238,7 @@ def _peft_errors(folder: Path) -> Iterator[None]:
     """What PEFT says about an adapter that it cannot load, in one line."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise InputError(f"{folder}: PEFT cannot load it: {' '.join(str(error).split())[:300]}; {SAVE_AGAIN}") from error
 
 

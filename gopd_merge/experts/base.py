@@ -1,17 +1,19 @@
 """The one base that all experts share: which one it is, whether they fit it, and loading it."""
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from gopd_merge.errors import GopdError, InputError
+from gopd_merge.errors import GopdError, InputError, Refused
 from gopd_merge.experts.fingerprint import chat_template_warning, check_tokenizer
 from gopd_merge.experts.hub import BASE_FILES, fetch, is_hub_id
-from gopd_merge.experts.intake import Expert
+from gopd_merge.experts.intake import CONFIG, Expert
+from gopd_merge.experts.patterns import check_patterns
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +46,7 @@ def resolve_base(experts: list[Expert], override: str | None, download: bool = T
             )
     _check_saved_apart(experts)
     found = _locate(override, Path.cwd()) if override else _find(first)
-    if not Path(found).is_dir():
+    if not os.path.isdir(found):
         if not is_hub_id(found):
             whose = "" if override else ", but the experts name it as their base"
             raise InputError(f"{found}: no such folder{whose}; say where it is with --base FOLDER")
@@ -56,12 +58,20 @@ def resolve_base(experts: list[Expert], override: str | None, download: bool = T
         base = Base(override or first.base_name, found)
     folder = Path(base.location)
     shapes, vocabulary = _read_base(folder)
+    names = _module_names(shapes)
     for expert in experts:
         _check_shapes(expert, shapes, base)
         _check_saved(expert, shapes, vocabulary, base)
+        check_patterns_on(expert, names)
         check_tokenizer(expert.name, expert.path, folder)
     warnings = [warning for e in experts if (warning := chat_template_warning(e.name, e.path, folder))]
     return replace(base, warnings=tuple(warnings))
+
+
+def check_patterns_on(expert: Expert, modules: Iterable[str]) -> None:
+    """Raises Refused when a pattern of the expert takes too long on a module of the base: PEFT matches against all of them."""
+    if findings := check_patterns(expert.settings, modules):
+        raise Refused(expert.name, [(f"{CONFIG}: {problem}", remedy) for problem, remedy in findings])
 
 
 def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
@@ -80,7 +90,8 @@ def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel"
             base.location, quantization_config=quantization, dtype=dtype or "auto", device_map={"": device}, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        raise GopdError(f"{base.location}: the base cannot be loaded ({' '.join(str(error).split())[:300]}); copy it again") from error
+        cause = " ".join(str(error).split())[:300]
+        raise GopdError(f"{base.location}: the base cannot be loaded ({cause}); copy it again, or name another with --base") from error
     keep_gradients(model)
     model.requires_grad_(False)
     return model.eval(), tokenizer
@@ -129,13 +140,13 @@ def _named(expert: Expert) -> str:
 def _find(expert: Expert) -> str:
     """A folder, else a Hub id with its revision."""
     found = _locate(expert.base_name, expert.path)
-    return found if Path(found).is_dir() else _named(expert)
+    return found if os.path.isdir(found) else _named(expert)
 
 
 def _locate(name: str, adapter: Path) -> str:
     """A folder of that name below the working directory or beside one of the adapter's parents, else the name as a Hub id."""
     for parent in (Path(), *adapter.resolve().parents):
-        if (parent / name / "config.json").is_file():
+        if os.path.isfile(parent / name / "config.json"):  # unlike Path, without an error for names that no file can have
             return str((parent / name).resolve())
     return name
 
@@ -156,6 +167,15 @@ def _read_base(folder: Path) -> tuple[dict[str, list[int]], int | None]:
     except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise InputError(f"{folder}: the base is not readable ({error}); copy it again") from None
     return shapes, vocabulary
+
+
+def _module_names(tensors: Iterable[str]) -> list[str]:
+    """Of the modules that hold a tensor, and of all that these are part of."""
+    names = set()
+    for name in tensors:
+        while name := name.rpartition(".")[0]:
+            names.add(name)
+    return sorted(names)
 
 
 def _check_shapes(expert: Expert, shapes: dict[str, list[int]], base: Base) -> None:

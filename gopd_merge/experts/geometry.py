@@ -42,14 +42,15 @@ def overlap(first: str, updates: Mapping[str, Update], second: str, others: Mapp
         return Overlap(first, second, 0, None, None, None)
     dot = sum(inner(updates[m], others[m]) for m in shared)
     sizes = [math.sqrt(sum(inner(side[m], side[m]) for m in shared)) for side in (updates, others)]
-    angles = [np.degrees(subspace_angles(updates[m].b.double().numpy(), others[m].b.double().numpy())) for m in shared]
+    both = [m for m in shared if updates[m].b.any() and others[m].b.any()]  # a zero B writes to no direction
+    angles = [np.degrees(subspace_angles(updates[m].b.double().numpy(), others[m].b.double().numpy())) for m in both]
     return Overlap(
         first,
         second,
         len(shared),
         cosine=dot / (sizes[0] * sizes[1]) if all(sizes) else None,
-        smallest_angle=float(np.median([a.min() for a in angles])),
-        mean_angle=float(np.concatenate(angles).mean()),
+        smallest_angle=float(np.median([a.min() for a in angles])) if angles else None,
+        mean_angle=float(np.concatenate(angles).mean()) if angles else None,
     )
 
 

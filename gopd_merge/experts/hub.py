@@ -1,5 +1,6 @@
 """Adapters and bases by Hub id: pinned to a commit and fetched into the Hub's own cache; from there on a folder like any other."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Snapshot:
 
 def is_hub_id(name: str) -> bool:
     """Whether `user/name` or `user/name@revision` can only mean a repository: a path would have its first folder here."""
-    return HUB_ID.fullmatch(name) is not None and not Path(name.partition("/")[0]).is_dir()
+    return HUB_ID.fullmatch(name) is not None and not os.path.isdir(name.partition("/")[0])
 
 
 def fetch(name: str, files: Sequence[str], key_file: str) -> Snapshot:

@@ -2,19 +2,31 @@
 
 import json
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gopd_merge.errors import InputError, Refused
 from gopd_merge.experts.hub import ADAPTER_FILES, fetch, is_hub_id
-from gopd_merge.experts.schema import SAVE_AGAIN, LoraSettings, check_settings
-from gopd_merge.experts.tensor_file import EXPONENTS, TensorInfo, UnreadableError, all_zero, file_sha256, not_finite, read_header
+from gopd_merge.experts.patterns import check_patterns, selector, values_by_pattern
+from gopd_merge.experts.schema import SAVE_AGAIN, LoraSettings, check_settings, cut
+from gopd_merge.experts.tensor_file import (
+    EXPONENTS,
+    LARGEST_VALUE,
+    TensorInfo,
+    UnreadableError,
+    all_zero,
+    file_sha256,
+    read_header,
+    too_large,
+)
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 LARGEST_CONFIG = 1 << 20  # bytes
+LONGEST_NAME = 512  # characters, of a tensor
 LORA_TENSOR = re.compile(
     r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|B\.bias|embedding_A|embedding_B|magnitude_vector(\.weight)?)"
 )
@@ -58,7 +70,7 @@ def read_experts(paths: Mapping[str, str], allow_noop: bool = False) -> list[Exp
     """All experts, in order of domain. Raises InputError with every finding on every one of them."""
     experts, refusals = try_experts(paths, allow_noop)
     if refusals:
-        raise InputError("\n".join(map(str, refusals)))
+        raise InputError(*(line for refusal in refusals for line in refusal.lines))
     by_content: dict[str, Expert] = {}
     for expert in experts:
         other = by_content.setdefault(expert.sha256, expert)
@@ -85,7 +97,7 @@ def read_expert(domain: str, path: str, allow_noop: bool = False) -> Expert:
     Raises InputError when it is missing or no LoRA adapter, Refused with all findings when it cannot be merged correctly.
     """
     folder, commit = Path(path), None
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         if not is_hub_id(path):
             raise InputError(f"{path}: no such folder; name a folder that holds {CONFIG} and {WEIGHTS}, or a Hub id")
         snapshot = fetch(path, ADAPTER_FILES, CONFIG)
@@ -127,26 +139,27 @@ def read_expert(domain: str, path: str, allow_noop: bool = False) -> Expert:
     )
 
 
-def pattern_value(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that fits the module's name, as PEFT finds it (its `get_pattern_key`)."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
-
-
 def _check_links(folder: Path) -> list[Finding]:
     """A link must stay in the folder, or lead from a Hub cache's snapshot to that cache's blobs."""
     allowed = [folder.resolve()]
     if folder.resolve().parent.name == "snapshots":
         allowed.append(folder.resolve().parents[1] / "blobs")
-    outside = [name for name in (CONFIG, WEIGHTS) if not any((folder / name).resolve().is_relative_to(place) for place in allowed)]
+    outside = [name for name in (CONFIG, WEIGHTS) if not any(_leads_into(folder / name, place) for place in allowed)]
     return [(f"{name} is a link that leaves the folder", "put the file itself there") for name in outside]
+
+
+def _leads_into(path: Path, place: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(place)  # Path.resolve raises on a link to itself
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], list[Finding]]:
     path = folder / CONFIG
-    if (size := path.stat().st_size) > LARGEST_CONFIG:
-        return {}, [(f"{CONFIG}: {size:,} bytes, larger than any adapter's", "is it the right file?")]
     try:
+        if (size := path.stat().st_size) > LARGEST_CONFIG:
+            return {}, [(f"{CONFIG}: {size:,} bytes, larger than any adapter's", SAVE_AGAIN)]
         content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return {}, [(f"{CONFIG}: cannot be read ({error.strerror})", "look at its permissions")]
     except (ValueError, RecursionError) as error:
         return {}, [(f"{CONFIG}: not valid JSON ({error})", SAVE_AGAIN)]
     if not isinstance(content, dict) or not content:
@@ -167,11 +180,12 @@ def _read_tensors(folder: Path, settings: LoraSettings | None, allow_noop: bool)
         return [], [(f"{WEIGHTS}: holds no tensors", "train or save the adapter again")]
     saved = _saved(tensors, settings)
     known = {f"base_model.model.{name}" for name in saved}
-    findings = [_foreign(t.name) for t in tensors if not LORA_TENSOR.fullmatch(t.name) and t.name not in known]
+    findings = [_foreign(t.name) for t in tensors if not _as_lora(t.name) and t.name not in known]
     findings += _saved_findings(saved, settings)
     findings += [(f"{t.name} has the type {t.dtype}", f"save it as {', '.join(EXPONENTS)}") for t in tensors if t.dtype not in EXPONENTS]
     if not findings:
-        findings = [(f"{t.name} holds NaN or infinity", "its training diverged: train it again") for t in not_finite(path, tensors)]
+        diverged = "its training diverged: train it again"
+        findings = [(f"{t.name} holds NaN, infinity or a value beyond {LARGEST_VALUE:.0e}", diverged) for t in too_large(path, tensors)]
         updates = [t for t in tensors if "lora_B" in t.name or "lora_embedding_B" in t.name or "magnitude" in t.name]
         if not findings and not allow_noop and not saved and all_zero(path, updates):
             findings = [("every lora_B is zero, so the adapter changes nothing", "train it first, or take it with --allow-noop")]
@@ -180,7 +194,7 @@ def _read_tensors(folder: Path, settings: LoraSettings | None, allow_noop: bool)
 
 def _saved(tensors: list[TensorInfo], settings: LoraSettings | None) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors that stand in for the base's own, by their names there; without settings, all that may be."""
-    matches = [(SAVED_TENSOR.fullmatch(t.name), t.shape) for t in tensors if not LORA_TENSOR.fullmatch(t.name)]
+    matches = [(SAVED_TENSOR.fullmatch(t.name), t.shape) for t in tensors if _is_readable(t.name) and not _as_lora(t.name)]
     return {m["name"]: shape for m, shape in matches if m and (settings is None or settings.saves(m["module"]))}
 
 
@@ -190,7 +204,17 @@ def _saved_findings(saved: Mapping[str, tuple[int, ...]], settings: LoraSettings
             yield f"{CONFIG}: modules_to_save names {entry}, of which the file holds no copy", "take it out, or save the adapter again"
 
 
+def _as_lora(name: str) -> re.Match[str] | None:
+    return LORA_TENSOR.fullmatch(name) if _is_readable(name) else None
+
+
+def _is_readable(name: str) -> bool:
+    return len(name) <= LONGEST_NAME and name.isprintable()
+
+
 def _foreign(name: str) -> Finding:
+    if len(name) > LONGEST_NAME:
+        return f"{cut(name)} has a name of {len(name):,} characters", SAVE_AGAIN
     if BASE_TENSOR.fullmatch(name):
         return f"{name} is a copy of a layer of the base, which the roles share", "save the adapter with save_embedding_layers=False"
     return f"{name} is not a LoRA tensor, and none of modules_to_save", "save the adapter again with PEFT"
@@ -200,17 +224,18 @@ def _modules(tensors: list[TensorInfo], settings: LoraSettings | None) -> tuple[
     """(rank, in, out) of every adapted module, and what does not fit together."""
     parts: dict[str, dict[str, tuple[int, ...]]] = {}
     for tensor in tensors:
-        if match := LORA_TENSOR.fullmatch(tensor.name):
+        if match := _as_lora(tensor.name):
             part = match["part"].removeprefix("embedding_").removesuffix(".weight")
             parts.setdefault(match["module"], {})[part] = tensor.shape
     modules: dict[str, tuple[int, int, int]] = {}
-    findings: list[Finding] = []
+    findings = [(f"{CONFIG}: {problem}", remedy) for problem, remedy in check_patterns(settings, parts)] if settings else []
+    judge = _settings_judge(settings) if settings and not findings else None
     for module, found in parts.items():
         problems = list(_halves_findings(module, found))
         if not problems:
             (rank, inputs), (outputs, _) = found["A"], found["B"]
             modules[module] = (rank, inputs, outputs)
-            problems = list(_settings_findings(module, found, settings)) if settings else []
+            problems = list(judge(module, found)) if judge else []
         findings += problems
     return modules, list(dict.fromkeys(findings))
 
@@ -226,29 +251,25 @@ def _halves_findings(module: str, found: Mapping[str, tuple[int, ...]]) -> Itera
         yield f"{module} has lora_A of {_shape(found['A'])} and lora_B of {_shape(found['B'])}: the ranks differ", SAVE_AGAIN
 
 
-def _settings_findings(module: str, found: Mapping[str, tuple[int, ...]], settings: LoraSettings) -> Iterator[Finding]:
-    """Does the config speak of these tensors? PEFT would skip what it does not select, without a word."""
-    try:
-        rank = pattern_value(settings.rank_pattern, module, settings.r)
-        selected = _is_selected(module, settings.target_modules)
-    except re.error as error:
-        yield f"{CONFIG}: a pattern for module names is no regular expression ({error})", SAVE_AGAIN
-        return
+def _settings_judge(settings: LoraSettings) -> Callable[[str, Mapping[str, tuple[int, ...]]], Iterator[Finding]]:
+    """A function from a module and its tensors to findings. The settings' patterns must have been checked."""
+    rank_of = values_by_pattern(settings.rank_pattern, settings.r)
+    is_selected = selector(settings.target_modules)
+    options = (("magnitude_vector", settings.use_dora, "use_dora"), ("B.bias", settings.lora_bias, "lora_bias"))
     together = "put the config and the tensors of one training together"
-    if rank != found["A"][0]:
-        yield f"{module} has rank {found['A'][0]}, but {CONFIG} says {rank}", together
-    if not selected:
-        yield f"{module} is none of the target_modules of {CONFIG}", together
-    for part, wanted, option in (("magnitude_vector", settings.use_dora, "use_dora"), ("B.bias", settings.lora_bias, "lora_bias")):
-        if (part in found) != wanted:
-            yield f"{module} has {'no' if wanted else 'a'} {part}, but {option} is {str(wanted).lower()}", together
+
+    def findings(module: str, found: Mapping[str, tuple[int, ...]]) -> Iterator[Finding]:
+        """Does the config speak of these tensors? PEFT would skip what it does not select, without a word."""
+        if (rank := rank_of(module)) != found["A"][0]:
+            yield f"{module} has rank {found['A'][0]}, but {CONFIG} says {rank}", together
+        if not is_selected(module):
+            yield f"{module} is none of the target_modules of {CONFIG}", together
+        for part, wanted, option in options:
+            if (part in found) != wanted:
+                yield f"{module} has {'no' if wanted else 'a'} {part}, but {option} is {str(wanted).lower()}", together
+
+    return findings
 
 
 def _shape(sizes: tuple[int, ...]) -> str:
     return " x ".join(map(str, sizes))
-
-
-def _is_selected(module: str, targets: str | list[str]) -> bool:
-    if isinstance(targets, str):
-        return targets == "all-linear" or re.fullmatch(targets, module) is not None
-    return any(module == target or module.endswith(f".{target}") for target in targets)

@@ -3,13 +3,25 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from gopd_merge.errors import printable
 
 KNOWN_PEFT = (0, 21)  # whose fields stand below
 SAVE_AGAIN = "copy or save the adapter again"
 
+
+def _printed(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it should be printable text")
+    return text
+
+
 Rank = Annotated[int, Field(ge=1, le=4096)]
 Alpha = Annotated[float, Field(gt=0, le=1e5, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printed)]
+Pattern = Annotated[str, Field(max_length=4096)]  # a regular expression, or a module's name
+Patterns = Annotated[list[Pattern], Field(max_length=20_000)]
 
 # Features that change what the other roles see, or that need more than one adapter switched on the shared base.
 UNSUPPORTED = {
@@ -41,29 +53,24 @@ class LoraSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
     peft_type: Literal["LORA"]
-    base_model_name_or_path: Annotated[str, Field(min_length=1, max_length=4096)]
-    revision: str | None = None
+    base_model_name_or_path: Name
+    revision: Name | None = None
     peft_version: str | None = None
     r: Rank
     lora_alpha: Alpha
-    target_modules: Annotated[str | list[str], Field(min_length=1)]
-    exclude_modules: str | list[str] | None = None
+    target_modules: Annotated[Pattern | Patterns, Field(min_length=1)]
+    exclude_modules: Pattern | Patterns | None = None
     layers_to_transform: int | list[int] | None = None
-    layers_pattern: str | list[str] | None = None
-    rank_pattern: dict[str, Rank] = {}
-    alpha_pattern: dict[str, Alpha] = {}
+    layers_pattern: Pattern | Patterns | None = None
+    rank_pattern: Annotated[dict[Pattern, Rank], Field(max_length=20_000)] = {}
+    alpha_pattern: Annotated[dict[Pattern, Alpha], Field(max_length=20_000)] = {}
     fan_in_fan_out: bool = False
     bias: Literal["none"] = "none"
     lora_bias: bool = False
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: bool | Literal["gaussian", "eva", "orthogonal"] = True
-    modules_to_save: list[Annotated[str, Field(min_length=1)]] | None = None
-
-    @field_validator("rank_pattern", "alpha_pattern", mode="before")
-    @classmethod
-    def _absent(cls, value: Any) -> Any:
-        return {} if value is None else value
+    modules_to_save: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=64)] | None = None
 
     def scale(self, alpha: float, rank: int) -> float:
         """What PEFT multiplies B · A by: α/r, or α/√r for rsLoRA."""
@@ -90,8 +97,9 @@ def check_settings(content: dict[str, Any]) -> tuple[LoraSettings | None, list[t
         settings = LoraSettings.model_validate(content)
     except ValidationError as error:
         for name in dict.fromkeys(str(e["loc"][0]) for e in error.errors()):
-            first = next(e for e in error.errors() if e["loc"][0] == name)
-            found = "is missing" if first["type"] == "missing" else f"is {_short(content[name])}"
+            errors = [e for e in error.errors() if e["loc"][0] == name]
+            first = next((e for e in errors if not e["type"].endswith("_type")), errors[0])  # of a choice, the kind that was meant
+            found = "is missing" if first["type"] == "missing" else f"is {short(content[name])}"
             findings.append((f"{name} {found}", REMEDIES.get(name, f"{_expected(first['msg'])}; {SAVE_AGAIN}")))
     for name, reason in UNSUPPORTED.items():
         if content.get(name):
@@ -101,9 +109,9 @@ def check_settings(content: dict[str, Any]) -> tuple[LoraSettings | None, list[t
             continue  # off, whatever it is
         version = content.get("peft_version")
         if _is_newer(version):
-            warnings.append(f"{name} is a field of PEFT {version} that this version does not know; it is ignored")
+            warnings.append(f"{cut(name)} is a field of PEFT {cut(str(version))} that this version does not know; it is ignored")
         else:
-            findings.append((f"{name} is no field of PEFT {'.'.join(map(str, KNOWN_PEFT))}", "remove it if it means nothing"))
+            findings.append((f"{cut(name)} is no field of PEFT {'.'.join(map(str, KNOWN_PEFT))}", "remove it if it means nothing"))
     return settings, findings, warnings
 
 
@@ -114,10 +122,16 @@ def _is_newer(version: Any) -> bool:
         return False
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+def short(value: Any) -> str:
+    """A value out of a file, for a message."""
+    return cut(repr(value))
+
+
+def cut(text: str) -> str:
+    """At most 60 characters of a text out of a file, on one line."""
+    return printable(text if len(text) <= 60 else text[:57] + "…")
 
 
 def _expected(message: str) -> str:
-    return message[0].lower() + message[1:].replace("Input should", "it should")
+    message = message.removeprefix("Value error, ").replace("Input should", "it should")
+    return message[0].lower() + message[1:]

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gopd_merge.experts.intake import WEIGHTS, Expert, pattern_value
+from gopd_merge.experts.intake import WEIGHTS, Expert
+from gopd_merge.experts.patterns import values_by_pattern
 
 LAYER_PREFIX = "base_model.model."
 
@@ -27,11 +28,11 @@ def load_updates(expert: Expert) -> dict[str, Update]:
     """The updates of a plain LoRA by module (`expert.is_plain`: a weight decomposition or an adapted embedding is none)."""
     tensors = load_file(expert.path / WEIGHTS)
     settings = expert.settings
+    alpha_of = values_by_pattern(settings.alpha_pattern, settings.lora_alpha)
     updates = {}
     for module, (rank, _, _) in expert.modules.items():
         a, b = (tensors[f"{LAYER_PREFIX}{module}.lora_{side}.weight"].float() for side in "AB")
-        alpha = pattern_value(settings.alpha_pattern, module, settings.lora_alpha)
-        updates[module] = Update(a, b * settings.scale(alpha, rank))
+        updates[module] = Update(a, b * settings.scale(alpha_of(module), rank))
     return updates
 
 

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from gopd_merge.experts.geometry import layer_of, norms_by_layer, overlap
 from gopd_merge.experts.intake import read_experts
-from gopd_merge.experts.static import load_updates
+from gopd_merge.experts.static import Update, load_updates
 
 FIRST = {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "up_proj"]}
 SECOND = {"r": 2, "lora_alpha": 7, "target_modules": ["q_proj", "up_proj", "v_proj"], "use_rslora": True}
@@ -57,3 +58,13 @@ def test_an_expert_agrees_with_itself_opposes_its_negative_and_has_nothing_to_do
 def test_the_layer_is_the_first_number_of_a_name():
     assert layer_of("model.layers.12.mlp.experts.3.up_proj") == "12"
     assert layer_of("lm_head") == "elsewhere"
+
+
+def test_an_update_of_zero_points_nowhere():
+    """An expert may leave modules as they are; where both speak of one module alone, and one is zero there, there is no angle."""
+    a, b = torch.randn(2, 8), torch.randn(6, 2)
+    one, other = {"m": Update(a, b), "n": Update(a, torch.zeros_like(b))}, {"m": Update(a, b), "n": Update(a, b)}
+    found = overlap("one", one, "other", other)
+    assert found.smallest_angle == pytest.approx(0, abs=1e-5)
+    found = overlap("one", {"n": one["n"]}, "other", other)
+    assert (found.modules, found.cosine, found.smallest_angle, found.mean_angle) == (1, None, None, None)

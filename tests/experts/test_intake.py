@@ -71,6 +71,7 @@ def test_the_embedded_experts_are_read(adapters):
         ({"target_modules": None}, "target_modules is None"),
         ({"target_modules": "(("}, "no regular expression"),
         ({"rank_pattern": {"q_proj": -1}}, "rank_pattern is"),
+        ({"rank_pattern": None}, "rank_pattern is None"),  # PEFT fails on it
         ({"use_something": True}, "use_something is no field of PEFT 0.21"),
         ({"lora_alpha": None}, "lora_alpha is None"),
         ({"lora_alpha": True}, "lora_alpha is True"),
@@ -122,13 +123,13 @@ def test_an_option_that_the_tensors_do_not_show_is_refused(code_copy, edit_confi
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_value_that_is_not_finite_is_refused_by_the_name_of_its_tensor(math_copy, value, dtype):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 2.0**32])
+def test_a_value_that_is_not_finite_or_absurd_is_refused_by_the_name_of_its_tensor(math_copy, value, dtype):
     part = "layers.2.mlp.up_proj.lora_A"
-    change_tensors(math_copy, lambda tensors: set_value(tensors, part, torch.finfo(dtype).max, dtype))  # the control: large is finite
+    change_tensors(math_copy, lambda tensors: set_value(tensors, part, -6e4, dtype))  # the control: large is finite
     read_expert("math", str(math_copy))
     change_tensors(math_copy, lambda tensors: set_value(tensors, part, value, dtype))
-    assert f"{part}.weight holds NaN or infinity" in refusal(math_copy)
+    assert f"{part}.weight holds NaN, infinity or a value beyond 4e+09" in refusal(math_copy)
 
 
 def test_a_type_that_is_no_float_is_refused(math_copy):
@@ -310,18 +311,10 @@ def test_everything_that_is_wrong_is_said_at_once(math_copy, code_copy, edit_con
     assert heading == "gopd-merge: adapters/math.lora: 3 problems"
     assert [line.split("  ")[1] for line in findings] == [
         "adapter_config.json: bias is 'all'",
-        "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight holds NaN or infinity",
+        "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight holds NaN, infinity or a value beyond 4e+09",
         "model.layers.0.mlp.up_proj has no lora_B",
     ]
     assert len({line.rindex("  ") for line in findings}) == 1  # the remedies stand in one column
-
-
-def test_a_name_cannot_steer_the_terminal(math_copy):
-    change_tensors(math_copy, lambda t: {f"\x1b[31m{n}\x7f" if "layers.0.mlp.up_proj.lora_A" in n else n: v for n, v in t.items()})
-    with pytest.raises(Refused) as caught:
-        read_expert("math", str(math_copy))
-    assert "\\x1b[31mbase_model" in str(caught.value)
-    assert all(line.isprintable() for line in str(caught.value).splitlines())
 
 
 def test_a_field_of_a_newer_peft_is_a_warning(math_copy, edit_config):
@@ -384,3 +377,10 @@ def test_an_explicit_base_overrides_what_the_experts_name(math_copy, edit_config
     edit_config(math_copy, base_model_name_or_path="some/renamed-base")
     found = resolve_base([read_expert("math", str(math_copy))], str(adapters / "tiny-base"))
     assert found.location == str((adapters / "tiny-base").resolve())
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", WEIGHTS])
+def test_a_link_to_itself_is_refused(math_copy, name):
+    (math_copy / name).unlink()
+    (math_copy / name).symlink_to(name)
+    assert name in refusal(math_copy)

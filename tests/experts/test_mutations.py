@@ -1,16 +1,18 @@
 """Thousands of damaged adapters: each is refused in a line or taken, in time, and what is taken is what PEFT makes of it."""
 
+import copy
 import json
 import shutil
+from collections import Counter
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from gopd_merge.distill.backbone import Backbone, expert
+from gopd_merge.distill.backbone import REFERENCE, Backbone, expert
 from gopd_merge.errors import InputError
 from gopd_merge.experts.intake import read_expert
 
@@ -38,6 +40,41 @@ tensor_changes = st.lists(
     min_size=1,
     max_size=3,
 )
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGETS = st.one_of(
+    st.lists(st.sampled_from([*LINEAR, "layers.1.mlp.up_proj"]), min_size=1, max_size=4, unique=True),
+    st.lists(st.sampled_from([*LINEAR, "lm_head", "embed_tokens"]), min_size=1, max_size=3, unique=True),
+    st.sampled_from(["all-linear", r".*\.(q|v)_proj", r"model\.layers\.[0-2]\..*(?:mlp|attn).*_proj", ".*layers.3.*down_proj"]),
+)
+PATTERNS = st.sampled_from(["q_proj", "layers.1.*", r".*\.mlp\..*", "(k|v|up)_proj", "model.layers.0.self_attn.q_proj", "absent"])
+adapters_of_peft = st.fixed_dictionaries(
+    {
+        "r": st.integers(1, 9),
+        "lora_alpha": st.sampled_from([1, 3, 7.5, 16]),
+        "target_modules": TARGETS,
+        "use_rslora": st.booleans(),
+        "rank_pattern": st.dictionaries(PATTERNS, st.integers(1, 9), max_size=2),
+        "alpha_pattern": st.dictionaries(PATTERNS, st.sampled_from([1, 2.5, 20]), max_size=2),
+    },
+    optional={
+        "use_dora": st.booleans(),
+        "lora_bias": st.booleans(),  # PEFT refuses some that are both, or on embeddings
+        "layers_to_transform": st.one_of(st.integers(0, 3), st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True)),
+        "exclude_modules": st.sampled_from(["q_proj", ["o_proj"], r".*layers\.2.*", ["model.layers.0.mlp.up_proj"]]),
+    },
+)
+small_changes = st.one_of(
+    st.none(),
+    st.none(),
+    st.sampled_from([
+        {"lora_alpha": 5}, {"use_rslora": True}, {"peft_version": "0.99.0", "surprise": 1}, {"lora_dropout": 0.5}, {"target_modules": ".*"},
+        {"exclude_modules": ["up_proj"]}, {"alpha_pattern": {".*": 9}}, {"init_lora_weights": "gaussian"}, {"inference_mode": False},
+    ]),
+    st.tuples(st.sampled_from(["half", "zero", "drop", "transpose"]), st.integers(0, 39), st.just("")).map(lambda change: [change]),
+    tensor_changes.map(lambda changes: changes[:1]),
+    config_changes.map(lambda changes: dict(list(changes.items())[:1])),
+)  # fmt: skip
+DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
 byte_changes = st.lists(st.tuples(st.integers(0, 1 << 20), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4)
 
 
@@ -149,3 +186,67 @@ def test_what_is_taken_gives_the_logits_of_plain_peft(original, load_model, chan
         ours = backbone.logits(backbone.hidden(expert("code"), ids, torch.ones_like(ids)), expert("code"))
         plain = PeftModel.from_pretrained(load_model()[0], folder).eval()(input_ids=ids).logits
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+def save_with_peft(folder, model, config, dtype):
+    """An adapter of PEFT's own with random values, on a copy of the model. Raises ValueError where PEFT refuses the settings."""
+    shutil.rmtree(folder, ignore_errors=True)
+    torch.manual_seed(0)
+    peft = get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **config))
+    peft.peft_config["default"].base_model_name_or_path = "adapters/tiny-base"
+    peft.save_pretrained(folder, save_embedding_layers=False)
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+
+
+def outcome(folder, model, tokenizer, ids):
+    """Compares expert and base, as rows of one batch, with plain PEFT and the bare model. Returns what became of the adapter."""
+    found = taken(folder)
+    if found is None:
+        return "refused"
+    try:
+        backbone = Backbone(copy.deepcopy(model), tokenizer, [found])
+    except InputError:
+        return "refused with the base"
+    backbone.add_student(2, ["q_proj"], seed=0)
+    with torch.no_grad():
+        hidden = backbone.hidden([expert("code"), REFERENCE], ids, torch.ones_like(ids))
+        ours = [backbone.logits(hidden[row], role) for row, role in enumerate((expert("code"), REFERENCE))]
+        bare = model(input_ids=ids[1:]).logits[0]
+        plain = PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()(input_ids=ids[:1]).logits[0]
+    torch.testing.assert_close(ours[0], plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours[1], bare, rtol=1e-5, atol=1e-5)
+    return "equal, unlike the base" if (plain - model(input_ids=ids[:1]).logits[0]).abs().max() > 1e-3 else "equal"
+
+
+@pytest.mark.slow
+def test_what_peft_saves_is_taken_with_its_logits_and_so_is_what_is_left_of_it_after_a_change(original, load_model):
+    folder = fresh(original)
+    model, tokenizer = load_model()
+    ids = torch.randint(4, 500, (2, 9), generator=torch.Generator().manual_seed(0))
+    counts = Counter()
+
+    @settings(SETTINGS, max_examples=800, deadline=None)
+    @given(config=adapters_of_peft, dtype=DTYPES, change=small_changes)
+    def compare(config, dtype, change):
+        if isinstance(config["target_modules"], str):
+            config.pop("layers_to_transform", None)  # PEFT takes it with a list alone
+        try:
+            save_with_peft(folder, model, config, dtype)
+        except (ValueError, TypeError):
+            counts["refused by PEFT"] += 1
+            return
+        if change is not None:
+            (change_config if isinstance(change, dict) else change_tensors)(folder, change)
+        became = outcome(folder, model, tokenizer, ids)
+        counts["changed" if change else "as saved", became] += 1
+        if not change and not became.startswith("equal"):
+            # Where two rank patterns fit a module, the first counts, and PEFT saves them in order of the alphabet.
+            with pytest.raises(RuntimeError, match="size mismatch"):
+                PeftModel.from_pretrained(copy.deepcopy(model), folder)
+
+    compare()
+    print(dict(counts))
+    assert counts["as saved", "equal, unlike the base"] > 200
+    assert counts["changed", "equal, unlike the base"] > 50
+    assert counts["changed", "refused"] + counts["changed", "refused with the base"] > 50
+    assert counts["as saved", "equal"] < 10
