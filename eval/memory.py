@@ -36,7 +36,7 @@ M500 = {"hidden_size": 1280, "num_hidden_layers": 20, "intermediate_size": 3456,
 RUN = ("--no-eval", "--steps", "2")
 CASES = [
     Case("embedded, 0.9 M", None, ("--steps", "4", "--eval-prompts", "200")),
-    Case("embedded, 0.9 M, larger batch", None, (*RUN, "--batch-size", "512", "--micro-batch-size", "256")),
+    Case("embedded, 0.9 M, larger batch", None, (*RUN, "--batch-size", "512", "--micro-batch-size", "256", "--max-new-tokens", "32")),
     Case("random, 100 M", M100, (*RUN, "--batch-size", "16", "--micro-batch-size", "8")),
     Case("random, 100 M, small micro-batch", M100, (*RUN, "--batch-size", "16", "--micro-batch-size", "2", "--chunk-tokens", "128")),
     Case("random, 100 M, long rollouts", M100, (*RUN, "--batch-size", "64", "--micro-batch-size", "2", "--max-new-tokens", "192")),

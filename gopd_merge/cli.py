@@ -27,6 +27,13 @@ HELP = """Merge LoRA experts of one base model into one adapter, by on-policy di
 
     gopd-merge --config merged.lora/merge.json --overwrite
 """
+# Flags that are no options of the merge itself: name, type, help, group.
+Flag = tuple[str, Any, str, str]
+CONFIG: Flag = ("config", Path | None, "options from this YAML file, or from a run's merge.json; flags given as well win", "What to merge")
+JSON: Flag = ("json", bool, "print the result as one JSON document", "Output")
+QUIET: Flag = ("quiet", bool, "no progress, only the result", "Output")
+DRY_RUN: Flag = ("dry_run", bool, "only show what the run would use and take, as gopd-merge plan does", "Output")
+CALIBRATE: Flag = ("calibrate", bool, "load the base and measure a few steps, to say how long the run will take", "Machine")
 GROUPS = {name: Group(name, sort_key=index) for index, name in enumerate(("What to merge", "Output", "Training", "Machine"))}
 
 
@@ -43,10 +50,16 @@ def build_app() -> App:
     app["--help"].group = app["--version"].group = Group("Information", sort_key=9)
 
     def run(**options: Any) -> None:
-        _merge(options)
+        _plan(options) if options.pop("dry_run", False) else _merge(options)
 
-    run.__signature__ = _signature()  # type: ignore[attr-defined]
+    def plan(**options: Any) -> None:
+        """Show what a merge would use and take: inputs, prompts, tokens, memory by part, time. Takes all options of the merge."""
+        _plan(options)
+
+    run.__signature__ = _signature(QUIET, DRY_RUN)  # type: ignore[attr-defined]
+    plan.__signature__ = _signature(CALIBRATE)  # type: ignore[attr-defined]
     app.default(run)
+    app.command(plan)
     app.command(_inspect, name="inspect")
     app.command(_doctor, name="doctor")
     return app
@@ -124,7 +137,8 @@ def _doctor(*, json: Annotated[bool, Parameter(negative=())] = False) -> None:
         raise GopdError("this machine cannot run a merge; see the lines that are not ok")
 
 
-def _signature() -> inspect.Signature:
+def _signature(*flags: Flag) -> inspect.Signature:
+    """One parameter per field of MergeConfig, and the flags."""
     parameters = []
     for name, field in MergeConfig.model_fields.items():
         extra: dict[str, Any] = field.json_schema_extra  # type: ignore[assignment]
@@ -137,16 +151,12 @@ def _signature() -> inspect.Signature:
             negative=f"--no-{name}" if field.default is True else (),
             show_default=_default_text(field.default),
         )
-        default = [] if extra["cli_type"] else field.default  # not passed on: what the user leaves out is left to MergeConfig
+        default = [] if extra["cli_type"] == list[str] else field.default  # not passed on: what the user leaves out is left to MergeConfig
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, described]))
-    other = {
-        "config": (Path | None, None, "options from this YAML file, or from a run's merge.json; flags given as well win", "What to merge"),
-        "json": (bool, False, "print the results as one JSON document", "Output"),
-        "quiet": (bool, False, "no progress, only the result", "Output"),
-    }
-    for name, (kind, value, text, group) in other.items():
+    for name, kind, text, group in (CONFIG, JSON, *flags):
         described = Parameter(help=text, group=GROUPS[group], negative=(), show_default=False)
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=Annotated[kind, described]))
+        default = False if kind is bool else None
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, described]))
     return inspect.Signature(sorted(parameters, key=lambda p: p.name != "experts"))
 
 
@@ -163,11 +173,37 @@ def _default_text(default: Any) -> Callable[[Any], str] | bool:
     return (lambda _: f"{default}") if default not in (None, {}, False) else False
 
 
-def _merge(options: dict[str, Any]) -> None:
-    as_json, quiet, file = (options.pop(name, default) for name, default in (("json", False), ("quiet", False), ("config", None)))
-    config = make_config((read_config_file(file) if file else {}) | options)
-    from gopd_merge.plan import read_inputs
+def _plan(options: dict[str, Any]) -> None:
+    as_json, with_time = options.pop("json", False), options.pop("calibrate", False)
+    options.pop("quiet", False)
+    config = _config(options)
+    from gopd_merge.plan import check_output, read_inputs
 
+    inputs = read_inputs(config)
+    _quieten_libraries()
+    from gopd_merge.forecast import Forecast
+    from gopd_merge.report.plan import plan_text
+
+    forecast = Forecast(config, inputs)
+    document = forecast.document()
+    try:
+        check_output(config.output, config.overwrite)
+    except InputError as error:
+        document["warnings"].append(str(error))  # the merge will not begin, but its plan is worth seeing
+    if with_time and forecast.fits:
+        from gopd_merge.pipeline import calibrate
+
+        document["seconds"] = calibrate(config, inputs, forecast.work.evaluated_answers)
+    print(dump_json(document, ensure_ascii=False) if as_json else plan_text(document))
+    forecast.check()
+
+
+def _merge(options: dict[str, Any]) -> None:
+    as_json, quiet = options.pop("json", False), options.pop("quiet", False)
+    config = _config(options)
+    from gopd_merge.plan import check_output, read_inputs
+
+    check_output(config.output, config.overwrite)
     inputs = read_inputs(config)  # refuses within a second, before torch is imported
 
     _quieten_libraries()
@@ -184,6 +220,11 @@ def _merge(options: dict[str, Any]) -> None:
         except Interrupted as error:
             raise Interrupted(f"stopped; {_kept(config.output)}", error.exit_code - 128) from None
     print(dump_json(result.document, ensure_ascii=False) if as_json else _summary(result.table, config))
+
+
+def _config(options: dict[str, Any]) -> MergeConfig:
+    file = options.pop("config", None)
+    return make_config((read_config_file(file) if file else {}) | options)
 
 
 def _kept(output: Path) -> str:
@@ -209,6 +250,7 @@ def _quieten_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", module="(transformers|peft|bitsandbytes|torch)")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # the forecast reports what it cannot do itself
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

@@ -80,7 +80,7 @@ class MergeConfig(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to run", "Machine")
     memory: ByteSize | None = option(
-        None, "memory that the run may take, such as 24GB; one that needs more is refused (default: what is free)", "Machine", str
+        None, "memory that the run may take, such as 24GB; one that needs more is refused (default: what is free)", "Machine", str | None
     )
     chunk_tokens: int = option(1024, "response tokens projected to the vocabulary at once", "Machine", ge=1)
 

@@ -43,6 +43,10 @@ class Refused(InputError):
         super().__init__(*lines)
 
 
+class NotEstimatedError(GopdError):
+    """A model whose memory cannot be found without loading it."""
+
+
 class VerificationError(GopdError):
     """A result that did not pass its own check and was therefore not published as complete."""
 

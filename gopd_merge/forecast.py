@@ -1,27 +1,28 @@
 """What a run will take: tokens, memory by part, and the options with which it fits. No weights are loaded."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from transformers import AutoConfig
 
 from gopd_merge.config import MergeConfig
 from gopd_merge.distill.footprint import Footprint, Sizes
 from gopd_merge.distill.objective import ESTIMATORS
 from gopd_merge.distill.rollout import prompt_lengths
-from gopd_merge.errors import InputError
+from gopd_merge.errors import InputError, NotEstimatedError
 from gopd_merge.experts.base import load_tokenizer
 from gopd_merge.plan import Inputs
 from gopd_merge.prompts.mixing import PromptMixer
+from gopd_merge.report.terminal import byte_text
 
 CUDA_CONTEXT = 500 << 20  # bytes that a process takes on a GPU before its first tensor: an allowance
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 SMALLEST_CHUNK = 64  # tokens
-GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Work:
     prompt_tokens: int
     response_tokens: int
     evaluated_answers: int
-    longest_prompt: int  # of training and test prompts, tokens
+    longest_prompt: int  # of those asked in training, tokens
+    longest_test_prompt: int  # 0 where nothing is measured
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,6 @@ class Forecast:
         return self.memory.peak <= self.limit
 
     @cached_property
-    def parameters(self) -> int:
-        """Of the base."""
-        return self._footprint(self.config.quantize).parameters
-
-    @cached_property
     def way_out(self) -> dict[str, Any] | None:
         """Options with which it fits, those that leave the result alone first. Empty if it fits; None where nothing helps."""
         if self.fits:
@@ -120,32 +117,68 @@ class Forecast:
             return ladder[low]
         return None
 
+    def document(self) -> dict[str, Any]:
+        """What `gopd-merge plan --json` prints; `seconds` is null until it is measured."""
+        config, inputs = self.config, self.inputs
+        return {
+            "schema": 1,
+            "experts": {
+                e.domain: {"name": e.name, "commit": e.commit, "sha256": e.sha256, "rank": e.rank, "targets": list(e.targets)}
+                for e in inputs.experts
+            },
+            "base": {
+                "name": inputs.base.name,
+                "commit": inputs.base.commit,
+                "quantization": config.quantize,
+                "parameters": self._footprint(config.quantize).parameters,
+            },
+            "student": {"rank": inputs.lora_rank, "targets": list(inputs.targets)},
+            "warnings": [*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings],
+            "work": asdict(self.work) | {"batch_size": config.batch_size},
+            "memory": self.memory.document() | {"device": self.device, "limit": self.limit, "fits": self.fits},
+            "options": {name: getattr(config, name) for name in ("micro_batch_size", "chunk_tokens", "batch_size", "max_new_tokens")},
+            "way_out": self.way_out,
+            "seconds": None,
+        }
+
     def check(self) -> None:
         """Raises InputError, with the options that help, for a run that cannot fit."""
         if self.fits:
             return
-        where = "--memory" if self.config.memory else f"the {'GPU' if self.device == 'cuda' else 'machine'} has free"
-        problem = f"the run needs about {gb(self.memory.peak)} in {self.memory.peak_phase}, more than the {gb(self.limit)} that {where}"
-        if self.config.memory:
-            problem = f"the run needs about {gb(self.memory.peak)} in {self.memory.peak_phase}, more than --memory {gb(self.limit)}"
+        there = "that --memory allows" if self.config.memory else f"that are free on the {'GPU' if self.device == 'cuda' else 'machine'}"
+        problem = (
+            f"the run needs about {byte_text(self.memory.peak)} ({self.memory.peak_phase}), more than the {byte_text(self.limit)} {there}"
+        )
         if self.way_out is None:
-            raise InputError(f"{problem}; no option makes it fit, the base alone takes {gb(self.memory.base)}: take a larger machine")
+            raise InputError(
+                f"{problem}; no option makes it fit, the base alone takes {byte_text(self.memory.base)}: take a larger machine"
+            )
         raise InputError(f"{problem}; it fits with {flags(self.way_out)}")
 
     def memory_with(self, config: MergeConfig) -> Memory:
-        """By part, for other options on the same inputs."""
+        """By part, for other options on the same inputs. Raises NotEstimatedError."""
+        try:
+            return self._memory_with(config)
+        except Exception as error:  # a model's own code may not run on tensors without values
+            cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise NotEstimatedError(
+                f"{self.inputs.base.name}: its memory cannot be estimated ({cause}); try one step: --steps 1"
+            ) from error
+
+    def _memory_with(self, config: MergeConfig) -> Memory:
         shape = self._footprint(config.quantize)
+        batch_size = config.batch_size // len(config.experts) * len(config.experts)
         sizes = Sizes(
-            batch_size=config.batch_size // len(config.experts) * len(config.experts),
-            micro_batch_size=min(config.micro_batch_size, config.batch_size),
+            batch_size=batch_size,
+            micro_batch_size=min(config.micro_batch_size, batch_size),
             chunk_tokens=config.chunk_tokens,
             prompt_tokens=self.work.longest_prompt,
             max_new_tokens=config.max_new_tokens,
         )
-        rollout = shape.rollout(sizes)
-        phases = {"rollout": rollout, "score": shape.score(sizes), "update": shape.update(sizes, ESTIMATORS[config.estimator])}
+        phases = {"rollout": shape.rollout(sizes), "score": shape.score(sizes), "update": shape.update(sizes, ESTIMATORS[config.estimator])}
         if self.work.evaluated_answers:
-            phases["evaluate"] = rollout + shape.experts  # the exact average is an adapter of that size
+            answers = shape.rollout(replace(sizes, prompt_tokens=self.work.longest_test_prompt))
+            phases["evaluate"] = answers + shape.experts  # the exact average is an adapter of that size
         if self.device == "cpu":  # the file is mapped while it is read
             phases["load"] = sum(file.stat().st_size for file in Path(self.inputs.base.location).glob("*.safetensors"))
         program = CUDA_CONTEXT if self.device == "cuda" else resident_memory()
@@ -163,25 +196,25 @@ class Forecast:
 def count_work(config: MergeConfig, inputs: Inputs) -> Work:
     """Tokens of every prompt that the run will ask. Raises InputError for one that is too long for the base."""
     tokenizer = load_tokenizer(inputs.base)
-    context = context_length(inputs.base.location)
+    context = getattr(AutoConfig.from_pretrained(inputs.base.location).get_text_config(), "max_position_embeddings", None)
     lengths: dict[str, list[int]] = {}
-    longest = 0
-    for number, asked in enumerate((*inputs.prompts, *inputs.test_prompts)):
-        found = prompt_lengths(tokenizer, [p.prompt for p in asked.prompts])
-        check_lengths(asked.domain, found, config.max_new_tokens, context)
-        longest = max(longest, *found)
-        if number < len(inputs.prompts):
-            lengths[asked.domain] = found
+    test_lengths: list[int] = []
+    for source in inputs.prompts:
+        lengths[source.domain] = prompt_lengths(tokenizer, [p.prompt for p in source.prompts])
+        check_lengths(source.domain, lengths[source.domain], config.max_new_tokens, context)
+    for source in inputs.test_prompts:
+        found = prompt_lengths(tokenizer, [p.prompt for p in source.prompts[: config.eval_prompts]])
+        check_lengths(f"{source.domain}'s test", found, config.max_new_tokens, context)
+        test_lengths += found
     mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed)
     share = config.batch_size // len(inputs.prompts)
     domains = tuple(
         DomainWork(domain, len(found), share * config.steps, sum(found) / len(found), max(found)) for domain, found in lengths.items()
     )
-    asked_tokens = sum(sum(lengths[d][i] for d, i in mixer.positions(step)) for step in range(config.steps))
+    asked = [lengths[source.domain][index] for step in range(config.steps) for source, index in mixer.positions(step)]
     roles = 2 + len(inputs.experts) + all(e.is_plain for e in inputs.experts)  # base, merge, experts, average
-    evaluated = roles * sum(min(config.eval_prompts, len(s.prompts)) for s in inputs.test_prompts)
-    responses = share * len(domains) * config.steps * config.max_new_tokens
-    return Work(domains, config.steps, asked_tokens, responses, evaluated, longest)
+    responses = len(asked) * config.max_new_tokens
+    return Work(domains, config.steps, sum(asked), responses, roles * len(test_lengths), max(asked), max(test_lengths, default=0))
 
 
 def check_lengths(domain: str, lengths: Sequence[int], max_new_tokens: int, context: int | None) -> None:
@@ -231,25 +264,14 @@ def free_memory(device: str) -> int:
         if not torch.cuda.is_available():
             raise InputError("--device cuda: this machine has no GPU that PyTorch can use; use --device cpu, or plan with --memory 24GB")
         return int(torch.cuda.mem_get_info()[0])
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines() if Path("/proc/meminfo").exists() else []
-    available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-    if available is None:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [Path(file).read_text(encoding="ascii").strip() for file in CGROUP_LIMITS if Path(file).exists()]
-    return min([available, *(int(limit) for limit in limits if limit.isdigit())]) + resident_memory()
+    free = int(psutil.virtual_memory().available) + resident_memory()
+    return min([free, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def resident_memory() -> int:
     """Bytes of this process now: interpreter and libraries, as a merge has them too."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
-def gb(size: float) -> str:
-    """12.3 GB, or 840 MB."""
-    return f"{size / GB:.1f} GB" if size >= GB else f"{size / 1e6:.0f} MB"
+    return int(psutil.Process().memory_info().rss)
 
 
 def flags(options: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
@@ -17,14 +18,16 @@ from gopd_merge import artefacts
 from gopd_merge.config import MergeConfig
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert
 from gopd_merge.distill.objective import ESTIMATORS
-from gopd_merge.distill.rollout import answers, check_lengths, generate
+from gopd_merge.distill.rollout import answers, generate
 from gopd_merge.distill.target import score
 from gopd_merge.distill.update import accumulate_gradient, default_learning_rate, domain_metrics, optimizer_step
+from gopd_merge.errors import NotEstimatedError
 from gopd_merge.evaluate.statistics import Comparison, Result, compare
 from gopd_merge.evaluate.tasks import Outcome, Task, ask, result_row
 from gopd_merge.experts.base import load_base
 from gopd_merge.experts.static import load_updates, weighted_sum
-from gopd_merge.plan import MANIFEST, Inputs, pin, read_inputs
+from gopd_merge.forecast import Forecast, Memory, resolve_device
+from gopd_merge.plan import MANIFEST, Inputs, check_output, pin, read_inputs
 from gopd_merge.prompts.mixing import PromptMixer
 from gopd_merge.report.card import card_text
 from gopd_merge.report.progress import Silent
@@ -32,6 +35,7 @@ from gopd_merge.report.terminal import results_text
 
 AVERAGE = "average"
 SCHEMA = 1
+CALIBRATION_STEPS = 2
 M_MMAP_THRESHOLD = -3  # of <malloc.h>
 
 
@@ -39,6 +43,7 @@ class Listener(Protocol):
     """What a merge tells while it runs. The command line draws it; `Silent` ignores it."""
 
     def started(self, config: MergeConfig, inputs: Inputs) -> None: ...
+    def planned(self, memory: Memory) -> None: ...
     def phase(self, text: str) -> None: ...
     def step(self, step: int, steps: int, metrics: Mapping[str, Any]) -> None: ...
     def evaluating(self, done: int, total: int, method: str) -> None: ...
@@ -89,17 +94,24 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
     """
     listener = listener or Silent()
     clock = Clock()
+    check_output(config.output, config.overwrite)
     inputs = inputs or read_inputs(config)
     listener.started(config, inputs)
     for warning in (*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings):
         listener.note(warning)
 
+    with clock.measure("plan"):
+        forecast = Forecast(config, inputs)
+        try:
+            forecast.check()
+            listener.planned(forecast.memory)
+        except NotEstimatedError as error:
+            listener.note(str(error))
+
     with artefacts.new_folder(config.output, config.overwrite) as folder:
         listener.phase("loading the base")
         with clock.measure("load"):
             backbone = load_backbone(config, inputs)
-            for asked in (*inputs.prompts, *inputs.test_prompts):
-                check_lengths(backbone, asked.domain, [p.prompt for p in asked.prompts], config.max_new_tokens)
         learning_rate = config.learning_rate or default_learning_rate(backbone.hidden_size)
         config = pin(config, inputs).model_copy(update={"learning_rate": learning_rate})  # merge.json holds what was used
         try:
@@ -127,7 +139,7 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
 
 def load_backbone(config: MergeConfig, inputs: Inputs) -> Backbone:
     """The one base with all experts and a fresh student on it."""
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(config.device)
     if device == "cpu":
         give_back_freed_memory()
     model, tokenizer = load_base(inputs.base, config.quantize, device)
@@ -247,6 +259,22 @@ def measure(backbone: Backbone, role: str, task: Task, config: MergeConfig, temp
         return answers(backbone, rollout)
 
     return ask(task, respond, config.batch_size)
+
+
+def calibrate(config: MergeConfig, inputs: Inputs, evaluated_answers: int) -> dict[str, float]:
+    """Seconds that the whole run will take, by phase, from CALIBRATION_STEPS steps of it after one that warms up."""
+    clock, warm_up = Clock(), Clock()
+    with clock.measure("load"):
+        backbone = load_backbone(config, inputs)
+    with TemporaryDirectory() as folder:
+        for seed, steps, used in ((config.seed + 1, 1, warm_up), (config.seed, CALIBRATION_STEPS, clock)):
+            few = config.model_copy(update={"steps": steps, "learning_rate": 1e-9, "seed": seed})  # the student stays as it is
+            distill(backbone, few, inputs, Path(folder) / "metrics.jsonl", used, Silent())
+    step = {phase: clock.seconds[phase] / CALIBRATION_STEPS for phase in ("rollout", "score", "update")}
+    answer = step["rollout"] / (config.batch_size // len(config.experts) * len(config.experts))
+    seconds = {phase: value * config.steps for phase, value in step.items()}
+    seconds = {"load": clock.seconds["load"], **seconds, "evaluate": answer * evaluated_answers}
+    return {phase: round(value, 1) for phase, value in {**seconds, "total": sum(seconds.values())}.items()}
 
 
 def peak_memory(device: torch.device) -> int:

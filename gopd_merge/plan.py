@@ -27,7 +27,6 @@ class Inputs:
 
 def read_inputs(config: MergeConfig) -> Inputs:
     """Raises InputError, one line, for whatever the merge would refuse."""
-    check_output(config.output, config.overwrite)
     experts = read_experts(config.experts, config.allow_noop)
     base = resolve_base(experts, config.base)
     prompts = [training_prompts(e.domain, e.path, config.prompts.get(e.domain)) for e in experts]

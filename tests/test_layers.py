@@ -15,6 +15,7 @@ LEVEL = {
     "artefacts": 4,
     "doctor": 4,
     "inspection": 4,
+    "forecast": 4,
     "pipeline": 5,
     "cli": 6,
     "__main__": 7,

@@ -37,27 +37,33 @@ class Sizes:
     max_new_tokens: int
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that were made inside it and still live, and the most that there have been."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: int = 0
+        self.peak: int = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()  # storages
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, then count what it made."""
+        self._known.update(_storages((args, kwargs)))  # what was there before, of which the operation may make views
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
-                size = self._known[storage] = storage.nbytes()
-                self.now += size
+        for storage in _storages(out):
+            if storage not in self._known:
+                self._known.add(storage)
+                self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._freed, size)
+                weakref.finalize(storage, self._freed, storage.nbytes())
         return out
 
     def _freed(self, size: int) -> None:
         self.now -= size
+
+
+def _storages(values: Any) -> list[Any]:
+    return [tensor.untyped_storage() for tensor in tree_leaves(values) if isinstance(tensor, Tensor)]
 
 
 class _MatMul4Bit(torch.autograd.Function):
@@ -85,7 +91,10 @@ class Footprint:
     """A base with all experts and a student on it, as shapes. All figures are bytes."""
 
     def __init__(self, location: str, experts: Sequence[Expert], rank: int, targets: Sequence[str], quantize: str, device: str) -> None:
-        """`location` is a folder with the base's config.json; its weights are not needed."""
+        """`location` is a folder with the base's config.json; its weights are not needed.
+
+        Raises GopdError for an architecture that cannot be built without them.
+        """
         config = AutoConfig.from_pretrained(location)
         self._roles = [expert(e.domain) for e in experts]
         with torch.device("meta"):
@@ -95,6 +104,7 @@ class Footprint:
             for module in quantised:
                 module.__class__ = _Linear4bit
             weights = _stored(model)
+            self.parameters = model.num_parameters()
             self.base = weights - sum(m.weight.nbytes - _nf4_bytes(m.weight.numel()) for m in quantised)
             self._backbone = Backbone(model, None, experts, as_shapes=True)
             self.experts = _stored(model) - weights
@@ -104,24 +114,20 @@ class Footprint:
         with self._fake:
             _give_fake_storage(model)
 
-    @property
-    def parameters(self) -> int:
-        """Trained ones."""
-        return sum(p.numel() for p in self._backbone.student_parameters())
-
     @torch.no_grad()
     def rollout(self, sizes: Sizes) -> int:
         """The prompts' pass, and the last token's pass with the keys and values of all others kept."""
         batch, total = sizes.batch_size, sizes.prompt_tokens + sizes.max_new_tokens
-        with self._fake, LiveBytes() as live, self._backbone.role(STUDENT) as model:
+        live = LiveBytes()
+        with self._fake, live, self._backbone.role(STUDENT) as model:
             cache = DynamicCache(config=model.get_base_model().config)
             self._decode(model, cache, batch, sizes.prompt_tokens)
-            peak = live.peak
+            prompt_peak = live.peak
             while (length := cache.get_seq_length()) < total - 1:  # in long strides: the peak is at the last token
                 self._decode(model, cache, batch, min(sizes.prompt_tokens, total - 1 - length))
             live.peak = live.now
             self._decode(model, cache, batch, 1)
-        return max(peak, live.peak)
+        return max(prompt_peak, live.peak)
 
     def _decode(self, model: Any, cache: DynamicCache, batch: int, tokens: int) -> None:
         mask = torch.ones(batch, cache.get_seq_length() + tokens, dtype=torch.long)
@@ -135,7 +141,8 @@ class Footprint:
     def score(self, sizes: Sizes) -> int:
         """Expert and reference of one micro-batch in one pass, beside what earlier micro-batches left."""
         rows, tokens = sizes.micro_batch_size, sizes.max_new_tokens
-        with self._fake, LiveBytes() as live:
+        live = LiveBytes()
+        with self._fake, live:
             kept = torch.empty(2 * max(0, sizes.batch_size - rows) * tokens, self._backbone.hidden_size)
             roles = [self._roles[i % len(self._roles)] for i in range(rows)] + [REFERENCE] * rows
             hidden = self._backbone.hidden(sorted(roles), *_ids(2 * rows, sizes))
@@ -153,18 +160,21 @@ class Footprint:
         backbone, tokens = self._backbone, sizes.max_new_tokens
         for parameter in backbone.student_parameters():
             parameter.grad = None
-        with self._fake, LiveBytes() as live:
-            target = torch.empty(sizes.batch_size * tokens, backbone.hidden_size)
-            hidden = backbone.hidden(STUDENT, *_ids(sizes.micro_batch_size, sizes))
-            hidden = hidden[:, sizes.prompt_tokens - 1 : -1].reshape(-1, hidden.shape[-1])  # (n, H)
+        live = LiveBytes()
+        with self._fake, live:
+            target = torch.empty(sizes.batch_size * tokens, backbone.hidden_size)  # of the whole step
+            count = sizes.micro_batch_size * tokens
 
             def target_logits(rows: slice) -> Tensor:
+                part = target[:count][rows]
                 if backbone.head_is_shared:
-                    return backbone.logits(target[: len(hidden)][rows])
-                return backbone.logits(hidden[rows].detach(), self._roles[0]) + backbone.logits(hidden[rows].detach(), REFERENCE)
+                    return backbone.logits(part)
+                return backbone.logits(part, self._roles[0]) + backbone.logits(part, REFERENCE)
 
-            ids = torch.zeros(len(hidden), dtype=torch.long)
-            backward_in_chunks(hidden, ids, backbone.logits, target_logits, estimator, len(hidden), sizes.chunk_tokens)
+            hidden = backbone.hidden(STUDENT, *_ids(sizes.micro_batch_size, sizes))
+            hidden = hidden[:, sizes.prompt_tokens - 1 : -1].reshape(count, -1)  # (n, H)
+            ids = torch.zeros(count, dtype=torch.long)
+            backward_in_chunks(hidden, ids, backbone.logits, target_logits, estimator, count, sizes.chunk_tokens)
             del hidden
         return live.peak
 
@@ -190,7 +200,8 @@ def _give_fake_storage(model: nn.Module) -> None:
     """Meta tensors become fake ones of the CPU, which libraries do not treat specially. Tied ones stay tied."""
     replaced: dict[int, Tensor] = {}
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], dict[str, Any]] = (module._parameters, module._buffers)
+        for tensors in tables:
             for name, tensor in tensors.items():
                 if tensor is None:
                     continue

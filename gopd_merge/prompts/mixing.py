@@ -17,17 +17,20 @@ class PromptMixer:
 
     def batch(self, step: int) -> tuple[list[str], list[str]]:
         """Texts and domains of step `step` (from 0), both of length batch_size."""
-        rows = []
-        for source in self._sets:
-            first = step * self._share
-            rows += [(self._at(source, first + i), source.domain) for i in range(self._share)]
-        random.Random(f"{self._seed} step {step}").shuffle(rows)
-        return [text for text, _ in rows], [domain for _, domain in rows]
+        rows = self.positions(step)
+        return [source.prompts[index].prompt for source, index in rows], [source.domain for source, _ in rows]
 
-    def _at(self, source: PromptSet, position: int) -> str:
+    def positions(self, step: int) -> list[tuple[PromptSet, int]]:
+        """The same as sets and indices of their prompts."""
+        first = step * self._share
+        rows = [(source, self._at(source, first + i)) for source in self._sets for i in range(self._share)]
+        random.Random(f"{self._seed} step {step}").shuffle(rows)
+        return rows
+
+    def _at(self, source: PromptSet, position: int) -> int:
         """The stream of a domain: all its prompts in a random order, then all again in another."""
         epoch, index = divmod(position, len(source.prompts))
-        return source.prompts[self._order(source, epoch)[index]].prompt
+        return self._order(source, epoch)[index]
 
     def _order(self, source: PromptSet, epoch: int) -> list[int]:
         known_epoch, order = self._orders.get(source.domain, (-1, []))

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from gopd_merge.report.terminal import columns
+from gopd_merge.report.terminal import byte_text, columns
 
 
 class Silent:
@@ -23,6 +23,7 @@ class Silent:
         pass
 
     def started(self, config: Any, inputs: Any) -> None: ...
+    def planned(self, memory: Any) -> None: ...
     def phase(self, text: str) -> None: ...
     def step(self, step: int, steps: int, metrics: Mapping[str, Any]) -> None: ...
     def evaluating(self, done: int, total: int, method: str) -> None: ...
@@ -66,6 +67,9 @@ class Progress(Silent):
         self._print(
             f"plan     {config.steps} steps × {config.batch_size} prompts, α = {alphas}; student: fresh LoRA, rank {inputs.lora_rank}"
         )
+
+    def planned(self, memory: Any) -> None:
+        self._print(f"memory   about {byte_text(memory.peak)} at most")
 
     def phase(self, text: str) -> None:
         self._print(text)

@@ -42,6 +42,11 @@ def verdict_lines(comparisons: Iterable[Comparison]) -> list[str]:
     return lines
 
 
+def byte_text(size: float) -> str:
+    """`12.3 GB`, `840 MB`, `0.4 MB`."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
+
+
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text with their columns aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

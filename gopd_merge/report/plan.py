@@ -1,0 +1,76 @@
+"""The text of `gopd-merge plan`. No torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gopd_merge.report.terminal import byte_text, columns
+
+WHAT = {
+    "program": "interpreter and libraries; on a GPU the CUDA context",
+    "base": "once, for all roles",
+    "experts": "their adapters",
+    "student": "the adapter that is trained",
+    "optimizer": "AdamW's two numbers for each trained one",
+    "load": "and the base's file while it is read",
+    "rollout": "and keys and values of all answers",
+    "score": "and hidden states of experts and reference",
+    "update": "and activations of a micro-batch, gradients, and the loss of a chunk",
+    "evaluate": "and keys and values, and the exact average",
+}
+
+
+def plan_text(document: Mapping[str, Any]) -> str:
+    """Inputs, work, memory by part, time."""
+    base, work, memory = document["base"], document["work"], document["memory"]
+    precision = "4-bit NF4" if base["quantization"] == "nf4" else "full precision"
+    rows = [
+        [
+            "experts" if number == 0 else "",
+            f"{domain}, rank {e['rank']}, {','.join(t.removesuffix('_proj') for t in e['targets'])}, sha256 {e['sha256'][:8]}"
+            + (f", commit {e['commit'][:8]}" if e["commit"] else ""),
+        ]
+        for number, (domain, e) in enumerate(document["experts"].items())
+    ]
+    rows.append(["base", f"{base['name']}, {base['parameters'] / 1e6:,.1f} M parameters, {precision}"])
+    rows.append(["student", f"fresh LoRA, rank {document['student']['rank']}"])
+    for number, d in enumerate(work["domains"]):
+        times = f"{d['asked'] / d['prompts']:.1f} times each"
+        tokens = f"{d['mean_tokens']:.0f} tokens on average, {d['longest']:,} the longest"
+        rows.append(["prompts" if number == 0 else "", f"{d['domain']}: {d['prompts']:,}, asked {times}; {tokens}"])
+    rows.append(["work", f"{work['steps']:,} steps × {work['batch_size']} prompts, then {work['evaluated_answers']:,} answers to measure"])
+    rows.append(["tokens", f"{work['prompt_tokens']:,} of prompts, at most {work['response_tokens']:,} of responses"])
+    blocks = [columns(rows), memory_text(memory), _verdict(document)]
+    blocks += [f"warning  {text}" for text in document["warnings"]]
+    return "\n\n".join([*blocks, _time(document["seconds"])])
+
+
+def memory_text(memory: Mapping[str, Any]) -> str:
+    """One line a part."""
+    always = [name for name in WHAT if name in memory]
+    phases = [name for name in WHAT if name in memory["phases"]]
+    rows = [["memory" if i == 0 else "", name, byte_text(memory[name]).rjust(8), WHAT[name]] for i, name in enumerate(always)]
+    rows += [["", name, ("+" + byte_text(memory["phases"][name])).rjust(8), WHAT[name]] for name in phases]
+    rows.append(["", "peak", byte_text(memory["peak"]).rjust(8), f"in the phase {memory['peak_phase']}"])
+    return columns(rows)
+
+
+def _verdict(document: Mapping[str, Any]) -> str:
+    memory, options = document["memory"], document["options"]
+    device = "GPU" if memory["device"] == "cuda" else "CPU"
+    if memory["fits"]:
+        sizes = f"micro-batch {options['micro_batch_size']} and chunks of {options['chunk_tokens']:,} tokens"
+        return f"fits     into {byte_text(memory['limit'])} on the {device}, with {sizes}"
+    return f"does not fit into {byte_text(memory['limit'])} on the {device}"
+
+
+def _time(seconds: Mapping[str, float] | None) -> str:
+    if seconds is None:
+        return "time     not known; --calibrate measures a few steps"
+    parts = ", ".join(f"{name} {_duration(value)}" for name, value in seconds.items() if name != "total")
+    return f"time     about {_duration(seconds['total'])}: {parts}"
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
