@@ -22,6 +22,7 @@ from gopd_merge.report.terminal import byte_text
 
 CUDA_CONTEXT = 500 << 20  # bytes that a process takes on a GPU before its first tensor: an allowance
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+HEAP_KEEPS = 2.0  # times the need: what a process was seen to hold at most (eval/results/memory.json has up to 1.7)
 SMALLEST_CHUNK = 64  # tokens
 
 
@@ -117,6 +118,11 @@ class Forecast:
             return ladder[low]
         return None
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether a heap that keeps what was freed may not fit: on a CPU that can be as much again as is needed at once."""
+        return self.device == "cpu" and self.limit < HEAP_KEEPS * self.memory.peak
+
     def document(self) -> dict[str, Any]:
         """What `gopd-merge plan --json` prints; `seconds` is null until it is measured."""
         config, inputs = self.config, self.inputs
@@ -135,7 +141,7 @@ class Forecast:
             "student": {"rank": inputs.lora_rank, "targets": list(inputs.targets)},
             "warnings": [*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings],
             "work": asdict(self.work) | {"batch_size": config.batch_size},
-            "memory": self.memory.document() | {"device": self.device, "limit": self.limit, "fits": self.fits},
+            "memory": self.memory.document() | {"device": self.device, "limit": self.limit, "fits": self.fits, "tight": self.is_tight},
             "options": {name: getattr(config, name) for name in ("micro_batch_size", "chunk_tokens", "batch_size", "max_new_tokens")},
             "way_out": self.way_out,
             "seconds": None,

@@ -26,7 +26,7 @@ from gopd_merge.evaluate.statistics import Comparison, Result, compare
 from gopd_merge.evaluate.tasks import Outcome, Task, ask, result_row
 from gopd_merge.experts.base import load_base
 from gopd_merge.experts.static import load_updates, weighted_sum
-from gopd_merge.forecast import Forecast, Memory, resolve_device
+from gopd_merge.forecast import Forecast, resolve_device
 from gopd_merge.plan import MANIFEST, Inputs, check_output, pin, read_inputs
 from gopd_merge.prompts.mixing import PromptMixer
 from gopd_merge.report.card import card_text
@@ -43,7 +43,7 @@ class Listener(Protocol):
     """What a merge tells while it runs. The command line draws it; `Silent` ignores it."""
 
     def started(self, config: MergeConfig, inputs: Inputs) -> None: ...
-    def planned(self, memory: Memory) -> None: ...
+    def planned(self, forecast: Forecast) -> None: ...
     def phase(self, text: str) -> None: ...
     def step(self, step: int, steps: int, metrics: Mapping[str, Any]) -> None: ...
     def evaluating(self, done: int, total: int, method: str) -> None: ...
@@ -104,7 +104,9 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
         forecast = Forecast(config, inputs)
         try:
             forecast.check()
-            listener.planned(forecast.memory)
+            listener.planned(forecast)
+            if forecast.is_tight:
+                give_back_freed_memory()
         except NotEstimatedError as error:
             listener.note(str(error))
 
@@ -140,8 +142,6 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
 def load_backbone(config: MergeConfig, inputs: Inputs) -> Backbone:
     """The one base with all experts and a fresh student on it."""
     device = resolve_device(config.device)
-    if device == "cpu":
-        give_back_freed_memory()
     model, tokenizer = load_base(inputs.base, config.quantize, device)
     backbone = Backbone(model, tokenizer, inputs.experts)
     backbone.add_student(inputs.lora_rank, inputs.targets, config.seed)
@@ -150,13 +150,13 @@ def load_backbone(config: MergeConfig, inputs: Inputs) -> Backbone:
 
 
 def give_back_freed_memory() -> None:
-    """Blocks of 1 MiB and more return to the system when they are freed, instead of staying in a heap full of holes.
+    """Blocks of 256 KiB and more return to the system when they are freed: the run then takes what its plan says, and more time.
 
-    Left to itself glibc raises that limit up to 32 MiB, and a process then holds half as much again as it uses. No-op elsewhere.
+    Left to itself glibc raises that limit up to 32 MiB, and the process keeps a heap full of holes. No-op on other systems.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 1 << 20)
+        mallopt(M_MMAP_THRESHOLD, 256 << 10)
 
 
 def distill(

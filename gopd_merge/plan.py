@@ -28,7 +28,7 @@ class Inputs:
 def read_inputs(config: MergeConfig) -> Inputs:
     """Raises InputError, one line, for whatever the merge would refuse."""
     experts = read_experts(config.experts, config.allow_noop)
-    base = resolve_base(experts, config.base)
+    base = resolve_base(experts, config.base, quantize=config.quantize)
     prompts = [training_prompts(e.domain, e.path, config.prompts.get(e.domain)) for e in experts]
     graded = [graded_prompts(e.domain, e.path, "test") for e in experts] if config.eval else []
     return Inputs(

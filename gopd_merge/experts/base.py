@@ -1,11 +1,12 @@
 """The one base that all experts share: which one it is, whether they fit it, and loading it."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -14,6 +15,7 @@ from gopd_merge.experts.fingerprint import chat_template_warning, check_tokenize
 from gopd_merge.experts.hub import BASE_FILES, fetch, is_hub_id
 from gopd_merge.experts.intake import CONFIG, Expert
 from gopd_merge.experts.patterns import check_patterns
+from gopd_merge.experts.quantization import LARGEST, NF4_STATE, check_stored, training_warning, unpacked_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +33,8 @@ class Base:
     warnings: tuple[str, ...] = ()
 
 
-def resolve_base(experts: list[Expert], override: str | None, download: bool = True) -> Base:
-    """The base of all experts, fetched where it is on the Hub.
+def resolve_base(experts: list[Expert], override: str | None, download: bool = True, quantize: str = "nf4") -> Base:
+    """The base of all experts, fetched where it is on the Hub, to be held in memory as `quantize` says.
 
     Without `download` a base that is on the Hub is not looked at: its location is then its name.
     Raises InputError when the experts name different ones, or when their shapes do not fit it.
@@ -57,15 +59,18 @@ def resolve_base(experts: list[Expert], override: str | None, download: bool = T
     else:
         base = Base(override or first.base_name, found)
     folder = Path(base.location)
-    shapes, vocabulary = _read_base(folder)
+    shapes, config = _read_base(folder)
+    check_stored(base.name, config, quantize)
+    vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
     names = _module_names(shapes)
     for expert in experts:
         _check_shapes(expert, shapes, base)
         _check_saved(expert, shapes, vocabulary, base)
         check_patterns_on(expert, names)
         check_tokenizer(expert.name, expert.path, folder)
-    warnings = [warning for e in experts if (warning := chat_template_warning(e.name, e.path, folder))]
-    return replace(base, warnings=tuple(warnings))
+    warnings = [chat_template_warning(e.name, e.path, folder) for e in experts]
+    warnings += [training_warning(e.name, e.path, quantize) for e in experts]
+    return replace(base, warnings=tuple(warning for warning in warnings if warning))
 
 
 def check_patterns_on(expert: Expert, modules: Iterable[str]) -> None:
@@ -151,22 +156,26 @@ def _locate(name: str, adapter: Path) -> str:
     return name
 
 
-def _read_base(folder: Path) -> tuple[dict[str, list[int]], int | None]:
-    """Shape of every weight of a local base, from the headers of its safetensors files, and the size of its vocabulary."""
+def _read_base(folder: Path) -> tuple[dict[str, list[int]], dict[str, Any]]:
+    """Shape of every weight of a local base, from the headers of its safetensors files, and its config.json."""
     shapes: dict[str, list[int]] = {}
+    states: dict[str, bytes] = {}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder}: holds no .safetensors weights; save the base with save_pretrained")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+        if not isinstance(config, dict) or not isinstance(config.get("text_config", {}), dict):
+            raise TypeError("config.json holds no settings")
         for file in files:
             with safe_open(file, framework="numpy") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a dict
                     shapes[name] = tensors.get_slice(name).get_shape()
-    except (SafetensorError, OSError, ValueError, AttributeError) as error:
+                    if name.endswith(NF4_STATE) and math.prod(shapes[name]) <= LARGEST:
+                        states[name] = tensors.get_tensor(name).tobytes()
+        return unpacked_shapes(shapes, states), config
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: the base is not readable ({error}); copy it again") from None
-    return shapes, vocabulary
 
 
 def _module_names(tensors: Iterable[str]) -> list[str]:

@@ -16,6 +16,8 @@ ADAPTER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "README.md",
+    "merge.json",
 )
 BASE_FILES = (
     "config.json",

@@ -59,7 +59,8 @@ def _verdict(document: Mapping[str, Any]) -> str:
     device = "GPU" if memory["device"] == "cuda" else "CPU"
     if memory["fits"]:
         sizes = f"micro-batch {options['micro_batch_size']} and chunks of {options['chunk_tokens']:,} tokens"
-        return f"fits     into {byte_text(memory['limit'])} on the {device}, with {sizes}"
+        tight = "; memory is tight: freed blocks will be returned at once, which takes time" if memory["tight"] else ""
+        return f"fits     into {byte_text(memory['limit'])} on the {device}, with {sizes}{tight}"
     return f"does not fit into {byte_text(memory['limit'])} on the {device}"
 
 

@@ -23,7 +23,7 @@ class Silent:
         pass
 
     def started(self, config: Any, inputs: Any) -> None: ...
-    def planned(self, memory: Any) -> None: ...
+    def planned(self, forecast: Any) -> None: ...
     def phase(self, text: str) -> None: ...
     def step(self, step: int, steps: int, metrics: Mapping[str, Any]) -> None: ...
     def evaluating(self, done: int, total: int, method: str) -> None: ...
@@ -68,8 +68,9 @@ class Progress(Silent):
             f"plan     {config.steps} steps × {config.batch_size} prompts, α = {alphas}; student: fresh LoRA, rank {inputs.lora_rank}"
         )
 
-    def planned(self, memory: Any) -> None:
-        self._print(f"memory   about {byte_text(memory.peak)} at most")
+    def planned(self, forecast: Any) -> None:
+        tight = ": freed blocks are returned at once, which takes time" if forecast.is_tight else ""
+        self._print(f"memory   {byte_text(forecast.memory.peak)} needed, {byte_text(forecast.limit)} free{tight}")
 
     def phase(self, text: str) -> None:
         self._print(text)
