@@ -135,6 +135,35 @@ def cost_table() -> list[str]:
     return [*lines, f"\nPeak resident memory {peak / 1e6:.0f} MB, most of it libraries."]
 
 
+def memory_table() -> list[str]:
+    document = json.loads((RESULTS / "memory.json").read_text())
+    lines = [
+        "\n## Is the plan's memory right?\n",
+        "Peak resident memory of merges against what `gopd-merge plan` said before, in MB: held to 1.15 times the plan with `--memory`, "
+        "and left free, where glibc keeps freed blocks in its heap and the run is faster. "
+        f"Models above 1 M parameters have random weights. {document['environment']['device']}. Made by `{document['command']}`.\n",
+        "| run | parameters | planned | held | planned / held | left free | seconds held | seconds free |\n" + "|---" * 8 + "|",
+    ]
+    for row in document["rows"]:
+        sizes = " | ".join(f"{row[f'{name}_bytes'] / 1e6:,.0f}" for name in ("planned", "held"))
+        seconds = " | ".join(f"{row[f'{name}_seconds']['total']:.0f}" for name in ("held", "free"))
+        lines.append(
+            f"| {row['case']} | {row['parameters'] / 1e6:,.1f} M | {sizes} | {row['planned_to_held']:.2f} | "
+            f"{row['free_bytes'] / 1e6:,.0f} | {seconds} |"
+        )
+    return lines
+
+
+def fuzz_text() -> list[str]:
+    document = json.loads((RESULTS / "fuzz_intake.json").read_text())
+    return [
+        "\n## Damaged adapters\n",
+        f"`{document['command']}`: {document['executions']:,} damaged adapters in {document['seconds']:,.0f} s, coverage-guided: "
+        f"{document['refused']:,} refused in a line, {document['taken']:,} taken, {document['finds']} that did neither. "
+        f"Inputs kept as tests: {document['finds_kept_as_tests']}.",
+    ]
+
+
 def real_table() -> list[str]:
     document = json.loads((RESULTS / "smollm2.json").read_text())
     lines = [f"\n## A real model\n\n{document['what']}.\n", "| held-out KL to the target, nats a token | before | after |\n|---|---|---|"]
@@ -157,11 +186,13 @@ def replace_between(text: str, name: str, content: str) -> str:
     return text.split(begin, maxsplit=1)[0] + begin + "\n" + content + "\n" + end + text.split(end)[1]
 
 
-def help_text() -> str:
-    """What the command prints for --help, 100 columns wide."""
-    command = [Path(sys.executable).with_name("gopd-merge"), "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}).stdout
-    return "\n".join(line.rstrip() for line in shown.splitlines()).strip()
+def shown(*arguments: str) -> str:
+    """What the command prints, 100 columns wide."""
+    command = [Path(sys.executable).with_name("gopd-merge"), *arguments]
+    printed = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
+    ).stdout
+    return "\n".join(line.rstrip() for line in printed.splitlines()).strip()
 
 
 if __name__ == "__main__":
@@ -170,12 +201,16 @@ if __name__ == "__main__":
         ("embedded_seeds", seeds_tables),
         ("target_probe", target_table),
         ("main_command", cost_table),
+        ("memory", memory_table),
+        ("fuzz_intake", fuzz_text),
         ("smollm2", real_table),
     ):
         if (RESULTS / f"{name}.json").is_file():
             parts += table()
     Path("eval/README.md").write_text("\n".join(parts) + "\n")
-    readme = replace_between(Path("README.md").read_text(), "help", f"```text\n{help_text()}\n```")
+    readme = replace_between(Path("README.md").read_text(), "help", f"```text\n{shown('--help')}\n```")
+    plan = ("plan", "--experts", "adapters/math.lora", "adapters/code.lora", "--memory", "2GB", "--calibrate", "--overwrite")
+    readme = replace_between(readme, "plan", f"```text\n$ gopd-merge {' '.join(plan)}\n{shown(*plan)}\n```")
     if (RESULTS / "embedded_seeds.json").is_file():
         readme = replace_between(readme, "results", "\n".join(headline()))
     Path("README.md").write_text(readme)

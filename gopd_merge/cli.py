@@ -179,7 +179,7 @@ def _plan(options: dict[str, Any]) -> None:
     config = _config(options)
     from gopd_merge.plan import check_output, read_inputs
 
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, weights=with_time)
     _quieten_libraries()
     from gopd_merge.forecast import Forecast
     from gopd_merge.report.plan import plan_text

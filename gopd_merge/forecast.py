@@ -8,21 +8,20 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig
 
 from gopd_merge.config import MergeConfig
 from gopd_merge.distill.footprint import Footprint, Sizes
 from gopd_merge.distill.objective import ESTIMATORS
 from gopd_merge.distill.rollout import prompt_lengths
 from gopd_merge.errors import InputError, NotEstimatedError
-from gopd_merge.experts.base import load_tokenizer
+from gopd_merge.experts.base import context_length, load_tokenizer
 from gopd_merge.plan import Inputs
 from gopd_merge.prompts.mixing import PromptMixer
 from gopd_merge.report.terminal import byte_text
 
 CUDA_CONTEXT = 500 << 20  # bytes that a process takes on a GPU before its first tensor: an allowance
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-HEAP_KEEPS = 2.0  # times the need: what a process was seen to hold at most (eval/results/memory.json has up to 1.7)
+HEAP_KEEPS = 3.0  # times the need: what a process was seen to hold at most (eval/results/memory.json)
 SMALLEST_CHUNK = 64  # tokens
 
 
@@ -120,7 +119,7 @@ class Forecast:
 
     @property
     def is_tight(self) -> bool:
-        """Whether a heap that keeps what was freed may not fit: on a CPU that can be as much again as is needed at once."""
+        """Whether a heap that keeps what was freed may not fit: on a CPU that can be far more than is needed at once."""
         return self.device == "cpu" and self.limit < HEAP_KEEPS * self.memory.peak
 
     def document(self) -> dict[str, Any]:
@@ -186,7 +185,7 @@ class Forecast:
             answers = shape.rollout(replace(sizes, prompt_tokens=self.work.longest_test_prompt))
             phases["evaluate"] = answers + shape.experts  # the exact average is an adapter of that size
         if self.device == "cpu":  # the file is mapped while it is read
-            phases["load"] = sum(file.stat().st_size for file in Path(self.inputs.base.location).glob("*.safetensors"))
+            phases["load"] = self.inputs.base.weight_bytes
         program = CUDA_CONTEXT if self.device == "cuda" else resident_memory()
         return Memory(program, shape.base, shape.experts, shape.student, 2 * shape.student, phases)
 
@@ -202,7 +201,7 @@ class Forecast:
 def count_work(config: MergeConfig, inputs: Inputs) -> Work:
     """Tokens of every prompt that the run will ask. Raises InputError for one that is too long for the base."""
     tokenizer = load_tokenizer(inputs.base)
-    context = getattr(AutoConfig.from_pretrained(inputs.base.location).get_text_config(), "max_position_embeddings", None)
+    context = context_length(inputs.base)
     lengths: dict[str, list[int]] = {}
     test_lengths: list[int] = []
     for source in inputs.prompts:

@@ -18,7 +18,7 @@ def inspect(experts: Sequence[Expert], base: str | None = None) -> dict[str, Any
     conflict = None
     try:
         if experts:
-            resolve_base(list(experts), base, download=False)
+            resolve_base(list(experts), base, fetched="nothing")
     except InputError as error:
         conflict = str(error)
     return {

@@ -25,10 +25,10 @@ class Inputs:
     targets: tuple[str, ...]  # what the student adapts: every kind of module that an expert adapts
 
 
-def read_inputs(config: MergeConfig) -> Inputs:
-    """Raises InputError, one line, for whatever the merge would refuse."""
+def read_inputs(config: MergeConfig, weights: bool = True) -> Inputs:
+    """Raises InputError for whatever the merge would refuse. Without `weights` those of a base on the Hub are not fetched."""
     experts = read_experts(config.experts, config.allow_noop)
-    base = resolve_base(experts, config.base, quantize=config.quantize)
+    base = resolve_base(experts, config.base, "all" if weights else "headers", config.quantize)
     prompts = [training_prompts(e.domain, e.path, config.prompts.get(e.domain)) for e in experts]
     graded = [graded_prompts(e.domain, e.path, "test") for e in experts] if config.eval else []
     return Inputs(

@@ -23,6 +23,7 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos, self.gated, self.cut, self.delay, self.requests = {}, set(), {}, 0.0, []
+        self.bytes_sent = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -87,8 +88,10 @@ class Handler(BaseHTTPRequestHandler):
     def _file(self, content, commit, name, body):
         if content is None:
             return self._error(404, "EntryNotFound")
-        start = int(re.match(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
-        self.send_response(206 if start else 200)
+        first, last = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "bytes=0-")).groups()
+        start, content = int(first), content[: int(last) + 1] if last else content
+        self.server.bytes_sent += (len(content) - start) * body
+        self.send_response(206 if "Range" in self.headers else 200)
         self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", commit)
         self.send_header("Accept-Ranges", "bytes")

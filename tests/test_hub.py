@@ -145,3 +145,36 @@ def test_experts_of_two_revisions_of_a_base_are_refused(run_online, hub, math_co
     edit_config(math_copy, revision="v2")
     hub.add("you/math", math_copy)
     assert "experts must share one base" in refusal(run_online("--experts", "you/math", "you/code", "--quiet"))
+
+
+def test_a_plan_by_hub_ids_reads_the_headers_of_the_base_and_not_its_weights(run_online, hub, math_copy, tmp_path):
+    weights = hub.repos["you/base"][hub.commits["you/base"]]["model.safetensors"]
+    parameters = sum(t.numel() for t in load_file(math_copy.parent / "tiny-base" / "model.safetensors").values())
+    done = run_online("plan", "--experts", "you/math", "you/code", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["base"] == {"name": "you/base", "commit": hub.commits["you/base"], "quantization": "nf4", "parameters": parameters}
+    assert plan["memory"]["phases"]["load"] == pytest.approx(len(weights), rel=0.01)
+    assert not list((tmp_path / "cache").rglob("model.safetensors"))
+    before = hub.bytes_sent
+    assert run_online("plan", "--experts", "you/math", "you/code", "--calibrate", "--batch-size", "2", "--json").returncode == 0
+    assert hub.bytes_sent - before >= len(weights)  # the control: measuring needs them
+
+
+def test_a_plan_refuses_a_base_that_the_experts_do_not_fit_by_its_headers(run_online, hub, math_copy, tmp_path):
+    tensors = load_file(math_copy.parent / "tiny-base" / "model.safetensors")
+    (tmp_path / "other").mkdir()
+    for file in (math_copy.parent / "tiny-base").iterdir():
+        (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
+    save_file({n: t[:-8].contiguous() if "up_proj" in n else t for n, t in tensors.items()}, tmp_path / "other" / "model.safetensors")
+    hub.add("you/other", tmp_path / "other")
+    line = refusal(run_online("plan", "--experts", "you/math", "you/code", "--base", "you/other"))
+    assert "trained on another base" in line
+    assert "up_proj is 128 -> 384, that of you/other has the shape 376 x 128" in line
+
+
+def test_a_plan_on_a_repository_without_weights_is_refused(run_online, hub, math_copy):
+    hub.add("you/empty", math_copy.parent / "tiny-base", names={"config.json", "tokenizer.json"})
+    line = refusal(run_online("plan", "--experts", "you/math", "you/code", "--base", "you/empty"))
+    assert "you/empty: its weights cannot be looked at" in line
+    assert "is it a model with safetensors weights?" in line

@@ -113,18 +113,25 @@ class Footprint:
         self._fake = FakeTensorMode()
         with self._fake:
             _give_fake_storage(model)
+        self._rollouts: dict[tuple[int, int, int], int] = {}
 
-    @torch.no_grad()
     def rollout(self, sizes: Sizes) -> int:
         """The prompts' pass, and the last token's pass with the keys and values of all others kept."""
-        batch, total = sizes.batch_size, sizes.prompt_tokens + sizes.max_new_tokens
+        key = (sizes.batch_size, sizes.prompt_tokens, sizes.max_new_tokens)
+        if key not in self._rollouts:
+            self._rollouts[key] = self._rollout(*key)
+        return self._rollouts[key]
+
+    @torch.no_grad()
+    def _rollout(self, batch: int, prompt_tokens: int, max_new_tokens: int) -> int:
+        total = prompt_tokens + max_new_tokens
         live = LiveBytes()
         with self._fake, live, self._backbone.role(STUDENT) as model:
             cache = DynamicCache(config=model.get_base_model().config)
-            self._decode(model, cache, batch, sizes.prompt_tokens)
+            self._decode(model, cache, batch, prompt_tokens)
             prompt_peak = live.peak
             while (length := cache.get_seq_length()) < total - 1:  # in long strides: the peak is at the last token
-                self._decode(model, cache, batch, min(sizes.prompt_tokens, total - 1 - length))
+                self._decode(model, cache, batch, min(length, total - 1 - length))
             live.peak = live.now
             self._decode(model, cache, batch, 1)
         return max(prompt_peak, live.peak)

@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
 from gopd_merge.errors import GopdError, InputError, Refused
 from gopd_merge.experts.fingerprint import chat_template_warning, check_tokenizer
-from gopd_merge.experts.hub import BASE_FILES, fetch, is_hub_id
+from gopd_merge.experts.hub import BASE_FILES, BASE_SETTINGS, fetch, fetch_shapes, is_hub_id
 from gopd_merge.experts.intake import CONFIG, Expert
 from gopd_merge.experts.patterns import check_patterns
 from gopd_merge.experts.quantization import LARGEST, NF4_STATE, check_stored, training_warning, unpacked_shapes
@@ -31,12 +31,16 @@ class Base:
     location: str  # a folder on this machine
     commit: str | None = None  # of the Hub, if it came from there
     warnings: tuple[str, ...] = ()
+    weight_bytes: int = 0  # of its files
 
 
-def resolve_base(experts: list[Expert], override: str | None, download: bool = True, quantize: str = "nf4") -> Base:
-    """The base of all experts, fetched where it is on the Hub, to be held in memory as `quantize` says.
+def resolve_base(
+    experts: list[Expert], override: str | None, fetched: Literal["all", "headers", "nothing"] = "all", quantize: str = "nf4"
+) -> Base:
+    """The base of all experts, to be held in memory as `quantize` says.
 
-    Without `download` a base that is on the Hub is not looked at: its location is then its name.
+    One that is on the Hub is fetched: all of it, or only what says whether the experts fit it (the headers of its weights,
+    its config and tokenizer), or nothing, its location being its name then.
     Raises InputError when the experts name different ones, or when their shapes do not fit it.
     """
     first = experts[0]
@@ -52,14 +56,18 @@ def resolve_base(experts: list[Expert], override: str | None, download: bool = T
         if not is_hub_id(found):
             whose = "" if override else ", but the experts name it as their base"
             raise InputError(f"{found}: no such folder{whose}; say where it is with --base FOLDER")
-        if not download:
+        if fetched == "nothing":
             return Base(found, found)
-        snapshot = fetch(found, BASE_FILES, "config.json")
+        snapshot = fetch(found, BASE_FILES if fetched == "all" else BASE_SETTINGS, "config.json")
         base = Base(snapshot.repo, str(snapshot.folder), snapshot.commit)
+        folder = snapshot.folder
+        is_here = fetched == "all" or any(folder.glob("*.safetensors"))
+        shapes, size = _read_shapes(folder) if is_here else fetch_shapes(snapshot)
     else:
         base = Base(override or first.base_name, found)
-    folder = Path(base.location)
-    shapes, config = _read_base(folder)
+        folder = Path(found)
+        shapes, size = _read_shapes(folder)
+    config = _read_settings(folder)
     check_stored(base.name, config, quantize)
     vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
     names = _module_names(shapes)
@@ -70,7 +78,7 @@ def resolve_base(experts: list[Expert], override: str | None, download: bool = T
         check_tokenizer(expert.name, expert.path, folder)
     warnings = [chat_template_warning(e.name, e.path, folder) for e in experts]
     warnings += [training_warning(e.name, e.path, quantize) for e in experts]
-    return replace(base, warnings=tuple(warning for warning in warnings if warning))
+    return replace(base, warnings=tuple(warning for warning in warnings if warning), weight_bytes=size)
 
 
 def check_patterns_on(expert: Expert, modules: Iterable[str]) -> None:
@@ -116,6 +124,18 @@ def load_tokenizer(base: Base) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def context_length(base: Base) -> int | None:
+    """The most tokens that the base can read, prompt and response; None where it does not say. Raises GopdError."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(base.location)
+    except (OSError, ValueError, KeyError) as error:
+        cause = " ".join(str(error).split())[:300]
+        raise GopdError(f"{base.location}: its config.json cannot be used ({cause}); is it a model that Transformers knows?") from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def load_dtypes(quantize: str, device: str) -> "tuple[torch.dtype | None, torch.dtype]":
     """What the base's unquantised weights are loaded as (None: as they are stored), and what 4-bit layers compute in."""
     import torch
@@ -156,24 +176,32 @@ def _locate(name: str, adapter: Path) -> str:
     return name
 
 
-def _read_base(folder: Path) -> tuple[dict[str, list[int]], dict[str, Any]]:
-    """Shape of every weight of a local base, from the headers of its safetensors files, and its config.json."""
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """The base's config.json."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or not isinstance(config.get("text_config", {}), dict):
+            raise TypeError("config.json holds no settings")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{folder}: the base is not readable ({error}); copy it again") from None
+    return config
+
+
+def _read_shapes(folder: Path) -> tuple[dict[str, list[int]], int]:
+    """Shape of every weight of a local base, from the headers of its safetensors files, and the bytes of those."""
     shapes: dict[str, list[int]] = {}
     states: dict[str, bytes] = {}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder}: holds no .safetensors weights; save the base with save_pretrained")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or not isinstance(config.get("text_config", {}), dict):
-            raise TypeError("config.json holds no settings")
         for file in files:
             with safe_open(file, framework="numpy") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a dict
                     shapes[name] = tensors.get_slice(name).get_shape()
                     if name.endswith(NF4_STATE) and math.prod(shapes[name]) <= LARGEST:
                         states[name] = tensors.get_tensor(name).tobytes()
-        return unpacked_shapes(shapes, states), config
+        return unpacked_shapes(shapes, states), sum(file.stat().st_size for file in files)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: the base is not readable ({error}); copy it again") from None
 
@@ -192,7 +220,8 @@ def _check_shapes(expert: Expert, shapes: dict[str, list[int]], base: Base) -> N
         weight = _shape_of(f"{module}.weight", shapes)
         if weight is None:
             raise InputError(f"{expert.name} adapts {module}, which {base.name} does not have; is it an expert of another base?")
-        if sorted(weight) != sorted((inputs, outputs)):
+        is_packed = weight[1:] == [1] and 2 * weight[0] == inputs * outputs  # 4 bits a value, where only the header is known
+        if sorted(weight) != sorted((inputs, outputs)) and not is_packed:
             raise InputError(
                 f"{expert.name} was trained on another base: its {module} is {inputs} -> {outputs}, that of {base.name} "
                 f"has the shape {_sizes(weight)}; use experts of one base, or name theirs with --base"

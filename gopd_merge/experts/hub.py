@@ -19,16 +19,8 @@ ADAPTER_FILES = (
     "README.md",
     "merge.json",
 )
-BASE_FILES = (
-    "config.json",
-    "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*token*",
-    "*.jinja",
-    "vocab*",
-    "merges.txt",
-)
+BASE_SETTINGS = ("config.json", "generation_config.json", "*token*", "*.jinja", "vocab*", "merges.txt")
+BASE_FILES = (*BASE_SETTINGS, "*.safetensors", "*.safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -81,6 +73,22 @@ def fetch(name: str, files: Sequence[str], key_file: str) -> Snapshot:
     if not (folder / key_file).is_file():
         raise InputError(f"{name}: the repository has no {key_file}; is it the right one?")
     return Snapshot(repo, folder.name, folder)
+
+
+def fetch_shapes(snapshot: Snapshot) -> tuple[dict[str, list[int]], int]:
+    """Shape of every weight of a repository, and the bytes of all: only the headers of its files are read. Raises InputError."""
+    from huggingface_hub import HfApi
+
+    try:
+        files = HfApi().get_safetensors_metadata(snapshot.repo, revision=snapshot.commit).files_metadata.values()
+    except Exception as error:  # the network, the server, a file that is none
+        raise InputError(
+            f"{snapshot.repo}: its weights cannot be looked at ({_cause(error)}); is it a model with safetensors weights?"
+        ) from error
+    tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}, sum(
+        t.data_offsets[1] - t.data_offsets[0] for t in tensors.values()
+    )
 
 
 def _cause(error: BaseException) -> str:
