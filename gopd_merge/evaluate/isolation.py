@@ -16,6 +16,7 @@ from gopd_merge.errors import InputError
 SITE = "/site"  # where numpy lies inside
 INSIDE = "/inside.pyc"
 PATIENCE = 30  # seconds for the probe
+PROBE = "import os\nif os.getuid() == 0: os.setgroups([]), os.setgid(65534), os.setuid(65534)\nimport signal; print(1)"
 REMEDY = (
     "install it (sudo apt-get install bubblewrap) on a machine that allows it namespaces, or, only in a container that holds nothing of value, "
     "add --unsafe-exec"
@@ -81,9 +82,12 @@ def _shown() -> tuple[str, ...]:
     shared = Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib") / (sysconfig.get_config_var("INSTSONAME") or "")
     for path in (Path(interpreter()), library, *([shared] if shared.suffix != ".a" and shared.is_file() else [])):
         if not path.is_relative_to("/usr/lib"):
+            for parent in reversed(path.parents[:-1]):
+                mounts += ["--perms", "0755", "--dir", str(parent)]  # empty but for what is mounted in it
             mounts += ["--ro-bind", str(path), str(path)]
     if (packages := library / "site-packages").is_dir() and not library.is_relative_to("/usr/lib"):
         mounts += ["--tmpfs", str(packages), "--remount-ro", str(packages)]  # others' packages
+    mounts += ["--perms", "0755", "--dir", SITE]
     if site := site_packages():
         for name in ("numpy", "numpy.libs"):
             if (site / name).is_dir():
@@ -118,7 +122,7 @@ def check_isolation() -> str:
     path = shutil.which("bwrap")
     if path is None:
         raise InputError(f"a model's code runs only in a sandbox, and bubblewrap (bwrap) was not found; {REMEDY}")
-    command = [*bubblewrap(Path(os.devnull), 1 << 20, None), interpreter(), "-I", "-S", "-E", "-B", "-c", "print(1)"]
+    command = [*bubblewrap(Path(os.devnull), 1 << 20, None), *isolated_python("-c"), PROBE]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env={}, check=False, timeout=PATIENCE)  # noqa: S603 - ours
         found = done.stderr.strip().split("\n")[-1] or f"exit code {done.returncode}"
