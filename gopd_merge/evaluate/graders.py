@@ -1,15 +1,19 @@
-"""Is an answer right? A final number, or a small function that is run on hidden cases."""
+"""Is an answer right? A final number, a small function that is evaluated on hidden cases, or a program that is run in the sandbox with tests."""
 
 import ast
+import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, Protocol
 
 from simpleeval import EvalWithCompoundTypes
 
+from gopd_merge.evaluate.sandbox import Program, run_programs
+
 FINAL = "####"  # what comes before the final answer, as in GSM8K
 FUNCTIONS = {"sum": sum, "len": len, "max": max, "min": min, "sorted": sorted, "abs": abs}
 LONGEST_PROGRAM = 2000  # characters
+FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 
 
 class Case(Protocol):
@@ -22,7 +26,7 @@ class Case(Protocol):
 
 
 class Question(Protocol):
-    """What a prompt must have to be graded: an `answer`, or `cases`."""
+    """What a prompt must have to be graded: an `answer`, or `cases`, or `tests` of the function `entry_point`."""
 
     @property
     def prompt(self) -> str: ...
@@ -30,13 +34,54 @@ class Question(Protocol):
     def answer(self) -> str | None: ...
     @property
     def cases(self) -> Sequence[Case] | None: ...
+    @property
+    def tests(self) -> str | Sequence[str] | None: ...
+    @property
+    def entry_point(self) -> str | None: ...
 
 
-def grade(question: Question, response: str) -> bool:
-    """Whether the response is right, by the question's `answer` if it has one, else by its `cases`."""
-    if question.answer is not None:
-        return final_answer_equals(response, question.answer)
-    return passes_cases(response, question.cases or ())
+def grade(question: Question, response: str, unsafe_exec: bool = False) -> bool:
+    """Whether the response is right, by the question's `answer` if it has one, else its `cases`, else its `tests`."""
+    return grade_all([question], [response], unsafe_exec)[0]
+
+
+def grade_all(questions: Sequence[Question], responses: Sequence[str], unsafe_exec: bool = False) -> list[bool]:
+    """`grade` of each response; those with tests together, which is quicker. Raises InputError where these need a sandbox and there is none."""
+    correct, programs = [], {}
+    for index, (question, response) in enumerate(zip(questions, responses, strict=True)):
+        if question.answer is not None:
+            correct.append(final_answer_equals(response, question.answer))
+        elif question.cases is not None:
+            correct.append(passes_cases(response, question.cases))
+        else:
+            correct.append(False)
+            programs[index] = program_of(question, response)
+    for index, verdict in zip(programs, run_programs(list(programs.values()), unsafe=unsafe_exec) if programs else (), strict=True):
+        correct[index] = verdict.passed
+    return correct
+
+
+def program_of(question: Question, response: str) -> Program:
+    """What a response to a question with tests stands for: the whole function, or the body that goes on where the prompt's code ends."""
+    if question.tests is None or question.entry_point is None:
+        raise ValueError("a question without tests and entry_point")
+    tests = question.tests if isinstance(question.tests, str) else "\n".join(question.tests)
+    prelude = question.prompt if _defines(question.prompt, question.entry_point) else ""
+    blocks = FENCE.findall(response)
+    whole = re.compile(rf"^(async\s+)?def\s+{re.escape(question.entry_point)}\b", re.MULTILINE)
+    code = next((text for text in [*blocks, response] if whole.search(text)), None)
+    if code is None:  # a body; what follows it at the margin is the model going on with something else
+        body = blocks[0] if blocks else response
+        code = re.split(r"\n(?=[^\s#])", "\n" + body)[0] if body[:1].isspace() else body
+    return Program(f"{prelude}\n{code}", question.entry_point, tests, prelude)
+
+
+def _defines(text: str, name: str) -> bool:
+    """Whether the text, which is the benchmark's and not a model's, is Python that defines the function."""
+    try:
+        return any(isinstance(node, ast.FunctionDef) and node.name == name for node in ast.parse(text).body)
+    except (SyntaxError, ValueError):
+        return False
 
 
 def final_answer_equals(response: str, answer: str) -> bool:

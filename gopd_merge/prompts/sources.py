@@ -19,12 +19,14 @@ class Case(BaseModel):
 
 
 class Prompt(BaseModel):
-    """One line of a prompt file. `answer` or `cases` make it gradable; other keys are ignored."""
+    """One line of a prompt file. `answer`, `cases`, or `tests` and `entry_point` make it gradable; other keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", coerce_numbers_to_str=True)
     prompt: str
     answer: str | None = None
     cases: list[Case] | None = None
+    tests: str | list[str] | None = None  # Python with asserts that call the function `entry_point`
+    entry_point: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,10 @@ def graded_prompts(domain: str, adapter: Path, split: str) -> PromptSet | None:
         return None
     found = read_prompts(domain, path)
     for number, prompt in enumerate(found.prompts, start=1):
-        if prompt.answer is None and prompt.cases is None:
-            raise InputError(f"{path}: prompt {number} has neither an answer nor cases to grade by; add one of them, or use --no-eval")
+        if prompt.answer is None and prompt.cases is None and prompt.tests is None:
+            raise InputError(f"{path}: prompt {number} has no answer, cases or tests to grade by; add one of them, or use --no-eval")
+        if prompt.tests is not None and not (prompt.entry_point or "").isidentifier():
+            raise InputError(f"{path}: prompt {number} has tests but no entry_point; add the name of the function that they call")
     return found
 
 
