@@ -15,6 +15,7 @@ from gopd_merge.errors import InputError
 
 SITE = "/site"  # where numpy lies inside
 INSIDE = "/inside.pyc"
+SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
 PATIENCE = 30  # seconds for the probe
 PROBE = "import os\nif os.getuid() == 0: os.setgroups([]), os.setgid(65534), os.setuid(65534)\nimport signal; print(1)"
 REMEDY = (
@@ -72,26 +73,23 @@ def bubblewrap(inside: Path, tmp_bytes: int, seccomp: int | None) -> list[str]:
 @cache
 def _shown() -> tuple[str, ...]:
     """Read-only mounts: the system's libraries, this interpreter with its standard library, and numpy. Nothing else of anybody's home."""
-    mounts: list[str] = []
-    for folder in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache"):
-        if os.path.islink(folder):
-            mounts += ["--symlink", os.readlink(folder), folder]
-        elif os.path.exists(folder):
-            mounts += ["--ro-bind", folder, folder]
+    links = {folder: os.readlink(folder) for folder in SYSTEM if os.path.islink(folder)}
     library = Path(sysconfig.get_path("stdlib"))
     shared = Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib") / (sysconfig.get_config_var("INSTSONAME") or "")
-    for path in (Path(interpreter()), library, *([shared] if shared.suffix != ".a" and shared.is_file() else [])):
-        if not path.is_relative_to("/usr/lib"):
-            for parent in reversed(path.parents[:-1]):
-                mounts += ["--perms", "0755", "--dir", str(parent)]  # empty but for what is mounted in it
-            mounts += ["--ro-bind", str(path), str(path)]
-    if (packages := library / "site-packages").is_dir() and not library.is_relative_to("/usr/lib"):
-        mounts += ["--tmpfs", str(packages), "--remount-ro", str(packages)]  # others' packages
-    mounts += ["--perms", "0755", "--dir", SITE]
+    own = [Path(interpreter()), library, *([shared] if shared.suffix != ".a" and shared.is_file() else [])]
+    shown = {path: path for path in SYSTEM if os.path.exists(path) and path not in links}
+    shown |= {str(path): str(path) for path in own if not path.is_relative_to("/usr/lib")}
     if site := site_packages():
-        for name in ("numpy", "numpy.libs"):
-            if (site / name).is_dir():
-                mounts += ["--ro-bind", str(site / name), f"{SITE}/{name}"]
+        shown |= {f"{SITE}/{name}": str(site / name) for name in ("numpy", "numpy.libs") if (site / name).is_dir()}
+    mounts: list[str] = []
+    for parent in sorted({str(parent) for path in shown for parent in Path(path).parents[:-1]}):
+        mounts += ["--perms", "0755", "--dir", parent]  # empty but for what is mounted in it, and open to whoever the program runs as
+    for path, source in shown.items():
+        mounts += ["--ro-bind", source, path]
+    for path, target in links.items():
+        mounts += ["--symlink", target, path]
+    if (packages := library / "site-packages").is_dir() and str(library) in shown:
+        mounts += ["--tmpfs", str(packages), "--remount-ro", str(packages)]  # others' packages
     return tuple(mounts)
 
 

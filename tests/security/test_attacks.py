@@ -1,0 +1,140 @@
+"""Whatever a model's program tries, its own case fails, with the reason that says so, and the rest of the batch is graded as if it were not there.
+
+Without bubblewrap these tests fail: `.ci/run` installs it, and `apt-get install bubblewrap` does.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gopd_merge.evaluate.sandbox import Limits, Program, run_programs
+
+spec = importlib.util.spec_from_file_location("attacks", Path(__file__).with_name("attacks.py"))
+attacks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(attacks)
+
+LIMITS = Limits(seconds=4)
+TESTS = "assert f(2) == 4"
+GOOD = [
+    Program("def f(x): return x * x", "f", TESTS),
+    Program(  # needs a thread, a file and some memory
+        "import threading\n"
+        "def f(x):\n"
+        "    open('/tmp/mine', 'x').close()\n"
+        "    held, results = bytearray(1 << 26), []\n"
+        "    thread = threading.Thread(target=lambda: results.append(x * x))\n"
+        "    thread.start(); thread.join()\n"
+        "    return results[0]",
+        "f",
+        TESTS,
+    ),
+]
+FORGED_BUT_NOT_BY_A_SHARED_PROCESS = {"atexit", "assertion_error_of_its_own", "never_asked", "tests_found_by_gc", "stop_iteration"}
+POSSIBLE_OUTSIDE = {"network", "environment_of_every_process", "secret_file", "secret_file_by_symlink", "passwords", "kills_the_parent"}
+POSSIBLE_OUTSIDE |= {"sees_other_processes", "compiler", "shared_memory_segments", "memory_that_knows_no_address_space"}
+
+
+def by_name(chosen):
+    return pytest.mark.parametrize("attack", chosen, ids=[attack.name for attack in chosen])
+
+
+def sandboxed_processes():
+    """Ids of the processes that belong to a sandbox."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"/inside.pyc" in entry.read_bytes():
+                found.append(int(entry.parent.name))
+        except OSError:
+            pass
+    return found
+
+
+@by_name(attacks.ATTACKS)
+def test_an_attack_fails_its_own_case_and_no_other(attack, aimed):
+    batch = [*GOOD, Program(aimed(attack.source), "f", TESTS), *GOOD]
+    verdicts = run_programs(batch, LIMITS, workers=2)
+    assert [v.reason for i, v in enumerate(verdicts) if i != 2] == ["passed"] * 4, verdicts
+    assert verdicts[2].reason in attack.reasons, verdicts[2]
+    assert not verdicts[2].passed
+
+
+def test_there_are_forty_attacks_or_more_with_names_of_their_own():
+    assert len({attack.name for attack in attacks.ATTACKS}) == len(attacks.ATTACKS) >= 40
+    assert len(attacks.ATTACKS) == len(attacks.FORGERIES) + len(attacks.PROTOCOL) + len(attacks.EXHAUSTION) + len(attacks.REACH)
+
+
+def test_all_attacks_at_once_leave_good_programs_alone_and_nothing_running(aimed):
+    before = set(sandboxed_processes())
+    batch = [p for attack in attacks.ATTACKS for p in (Program(aimed(attack.source), "f", TESTS), GOOD[0])]
+    verdicts = run_programs(batch, LIMITS, workers=4)
+    assert [v.reason for v in verdicts[1::2]] == ["passed"] * len(attacks.ATTACKS)
+    assert not any(v.passed for v in verdicts[::2])
+    left = set(sandboxed_processes()) - before
+    assert not left, f"still running: {left}"
+
+
+@by_name([attack for attack in attacks.FORGERIES if attack.name not in FORGED_BUT_NOT_BY_A_SHARED_PROCESS])
+def test_a_forgery_works_where_program_and_tests_share_a_process(attack):
+    """The control: exit code 0 means right, as in most harnesses."""
+    done = subprocess.run([sys.executable, "-c", f"{attack.source}\n{TESTS}"], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_exception_that_ends_a_loop_of_the_tests_works_in_a_shared_process_only():
+    source, tests = "def f(x): raise StopIteration", "for value in map(f, [1, 2]): assert value == 4"
+    exec(f"{source}\n{tests}", {})
+    (verdict,) = run_programs([Program(source, "f", tests)], LIMITS)
+    assert verdict.reason == "error"
+    assert "StopIteration" in verdict.message
+
+
+@by_name([attack for attack in attacks.REACH + attacks.EXHAUSTION if attack.name in POSSIBLE_OUTSIDE])
+def test_without_the_sandbox_the_same_attack_reaches_what_it_wants(attack, aimed, tmp_path, request):
+    """The control: the source is right about how to do it."""
+    link = Path(f"/tmp/link-{os.getpid()}")
+    request.addfinalizer(lambda: link.unlink(missing_ok=True))
+    (verdict,) = run_programs([Program(aimed(attack.source), "f", TESTS)], LIMITS, unsafe=True)
+    assert verdict.passed, verdict
+
+
+def test_without_the_sandbox_forged_verdicts_still_fail(aimed):
+    verdicts = run_programs([Program(a.source, "f", TESTS) for a in attacks.FORGERIES], LIMITS, unsafe=True)
+    assert not any(v.passed for v in verdicts)
+    (good,) = run_programs(GOOD[:1], LIMITS, unsafe=True)
+    assert good.passed
+
+
+def test_tests_that_swallow_exceptions_cannot_hide_that_the_program_is_gone():
+    tests = "try:\n    f(2)\nexcept BaseException:\n    pass"
+    verdicts = run_programs([Program(s, "f", tests) for s in ("import os\ndef f(x): os._exit(0)", "def f(x): return x")], LIMITS)
+    assert [v.reason for v in verdicts] == ["crashed", "passed"]
+
+
+def test_tests_that_never_have_an_answer_prove_nothing():
+    verdicts = run_programs([Program("def f(x): return 4", "f", tests) for tests in ("", "def check(c): assert c(2) == 4", TESTS)], LIMITS)
+    assert [v.reason for v in verdicts] == ["error", "error", "passed"]
+
+
+def test_what_one_program_writes_the_next_does_not_find():
+    write = "import pathlib\ndef f(x):\n    pathlib.Path('/tmp/note').write_text('here')\n    return 4"
+    read = "import os\ndef f(x): return 4 if os.path.exists('/tmp/note') else 5"
+    verdicts = run_programs([Program(write, "f", TESTS), Program(read, "f", TESTS)], LIMITS, workers=1)
+    assert [v.reason for v in verdicts] == ["passed", "wrong"]
+
+
+def test_tests_that_change_python_do_not_change_it_for_the_next_case():
+    poison = "import builtins\nassert f(2) == 4\nbuiltins.len = builtins.sum = None\nbuiltins.AssertionError = ValueError"
+    verdicts = run_programs(
+        [Program("def f(x): return 4", "f", poison), Program("def f(x): return 4", "f", "assert len([f(2)]) == sum([1])")], LIMITS, workers=1
+    )
+    assert [v.reason for v in verdicts] == ["passed", "passed"]
+
+
+def test_tests_that_never_end_cost_their_own_case():
+    batch = [Program("def f(x): return 4", "f", "f(2)\nwhile True: pass"), *GOOD]
+    assert [v.reason for v in run_programs(batch, Limits(seconds=2), workers=1)] == ["timeout", "passed", "passed"]
