@@ -65,7 +65,7 @@ def bubblewrap(inside: Path, tmp_bytes: int, seccomp: int | None) -> list[str]:
         command += ["--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534"]
     for name, value in (("PATH", "/usr/bin"), ("LANG", "C.UTF-8"), ("OPENBLAS_NUM_THREADS", "1")):
         command += ["--setenv", name, value]
-    command += [*_shown(), "--ro-bind", str(inside), INSIDE, "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    command += [*_shown(), "--ro-bind", str(inside), INSIDE, "--dev", "/dev", "--remount-ro", "/dev"]
     command += ["--perms", "1777", "--size", str(tmp_bytes), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
     return command if seccomp is None else [*command, "--seccomp", str(seccomp)]
 

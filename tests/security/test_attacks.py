@@ -33,7 +33,7 @@ GOOD = [
         TESTS,
     ),
 ]
-FORGED_BUT_NOT_BY_A_SHARED_PROCESS = {"atexit", "assertion_error_of_its_own", "never_asked", "tests_found_by_gc", "stop_iteration"}
+FORGED_BUT_NOT_BY_A_SHARED_PROCESS = {"atexit", "assertion_error_of_its_own", "never_asked", "tests_found_by_gc", "stop_iteration", "no_assertion_error"}
 POSSIBLE_OUTSIDE = {"network", "environment_of_every_process", "secret_file", "secret_file_by_symlink", "passwords", "kills_the_parent"}
 POSSIBLE_OUTSIDE |= {"sees_other_processes", "compiler", "shared_memory_segments", "memory_that_knows_no_address_space"}
 
@@ -102,11 +102,21 @@ def test_without_the_sandbox_the_same_attack_reaches_what_it_wants(attack, aimed
     assert verdict.passed, verdict
 
 
-def test_without_the_sandbox_forged_verdicts_still_fail(aimed):
-    verdicts = run_programs([Program(a.source, "f", TESTS) for a in attacks.FORGERIES], LIMITS, unsafe=True)
+def test_without_the_sandbox_forged_verdicts_still_fail():
+    harmless = [a for a in attacks.FORGERIES if a.name != "never_asked"]  # that one would end this process
+    verdicts = run_programs([Program(a.source, "f", TESTS) for a in harmless], LIMITS, unsafe=True)
     assert not any(v.passed for v in verdicts)
     (good,) = run_programs(GOOD[:1], LIMITS, unsafe=True)
     assert good.passed
+
+
+def test_a_function_of_the_tests_that_the_program_patches_works_in_a_shared_process_only():
+    source = "import math\nmath.isclose = lambda *a, **k: True\ndef f(x): return None"
+    tests = "import math\nassert math.isclose(f(2) or 0, 4)"
+    done = subprocess.run([sys.executable, "-c", f"{source}\n{tests}"], check=False)
+    assert done.returncode == 0
+    (verdict,) = run_programs([Program(source, "f", tests)], LIMITS)
+    assert verdict.reason == "wrong"
 
 
 def test_tests_that_swallow_exceptions_cannot_hide_that_the_program_is_gone():
@@ -128,9 +138,9 @@ def test_what_one_program_writes_the_next_does_not_find():
 
 
 def test_tests_that_change_python_do_not_change_it_for_the_next_case():
-    poison = "import builtins\nassert f(2) == 4\nbuiltins.len = builtins.sum = None\nbuiltins.AssertionError = ValueError"
+    poison = "import builtins\nassert f(2) == 4\nbuiltins.sum = None\nbuiltins.AssertionError = ValueError"
     verdicts = run_programs(
-        [Program("def f(x): return 4", "f", poison), Program("def f(x): return 4", "f", "assert len([f(2)]) == sum([1])")], LIMITS, workers=1
+        [Program("def f(x): return 4", "f", poison), Program("def f(x): return 4", "f", "assert f(2) == sum([4])")], LIMITS, workers=1
     )
     assert [v.reason for v in verdicts] == ["passed", "passed"]
 
