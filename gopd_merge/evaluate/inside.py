@@ -5,13 +5,18 @@ proxy, and alone says how a case ended. Between them run two pipes on which valu
 program, with methods of its own, ever reaches an assert.
 """
 
+from __future__ import annotations
+
 import builtins
 import os
 import resource
 import struct
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any
+
+TYPE_CHECKING = False  # importing typing would take as long as the rest of the start
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
 
 LONGEST_FRAME = 8 << 20  # bytes
 DEEPEST = 100  # containers in containers
