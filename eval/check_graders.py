@@ -1,6 +1,8 @@
-"""Canonical solutions of code benchmarks through the sandbox, which must pass, and stubs, which must not. Writes eval/results/check_graders.json.
+"""Canonical solutions of code benchmarks in the sandbox must pass, and stubs must not. Writes eval/results/check_graders.json.
 
-python eval/check_graders.py FOLDER   (with humaneval_test.jsonl.gz, mbpp_full.jsonl.gz and so on: id, prompt, entry_point, tests, canonical_solution)
+python eval/check_graders.py FOLDER
+
+The folder holds humaneval_test.jsonl.gz, mbpp_full.jsonl.gz and so on, with id, prompt, entry_point, tests and canonical_solution.
 """
 
 import argparse

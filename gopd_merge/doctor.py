@@ -3,12 +3,14 @@
 import importlib.metadata
 import os
 import platform
-import shutil
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from gopd_merge.errors import InputError
+from gopd_merge.evaluate.isolation import check_isolation
+from gopd_merge.evaluate.sandbox import Program, run_programs
 from gopd_merge.experts.base import keep_gradients
 
 Status = Literal["ok", "missing", "broken"]
@@ -46,11 +48,7 @@ def examine() -> list[Check]:
     checks += [_package(name, purpose, optional=True) for name, purpose in OPTIONAL.items()]
     checks += [_cpu(), *_gpus()]
     checks += [_nf4_gradient(device) for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))]
-    bubblewrap = shutil.which("bwrap")
-    checks.append(
-        Check("bubblewrap", "ok" if bubblewrap else "missing", bubblewrap or "", "runs a model's code in a sandbox, not used yet", True)
-    )
-    return checks
+    return [*checks, _sandbox()]
 
 
 def is_healthy(checks: list[Check]) -> bool:
@@ -75,6 +73,19 @@ def _gpus() -> list[Check]:
         return [Check("gpu", "missing", "", "models above about 1 B parameters", True)]
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return [Check("gpu", "ok", f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB", "models above about 1 B parameters", True) for gpu in found]
+
+
+def _sandbox() -> Check:
+    """A right program and a wrong one, run as a model's would be."""
+    name, purpose = "sandbox", "runs code that a model wrote, to grade it"
+    try:
+        found = check_isolation()
+    except InputError as error:
+        return Check(name, "missing" if "not found" in str(error) else "broken", str(error), purpose, optional=True)
+    right, wrong = run_programs([Program(f"def f(): return {value}", "f", "assert f() == 1") for value in (1, 2)])
+    if right.passed and wrong.reason == "wrong":
+        return Check(name, "ok", found, purpose, optional=True)
+    return Check(name, "broken", f"{found}; a right program: {right.reason}, a wrong one: {wrong.reason}", purpose, optional=True)
 
 
 def _nf4_gradient(device: str) -> Check:

@@ -258,7 +258,7 @@ def measure(backbone: Backbone, role: str, task: Task, config: MergeConfig, temp
         rollout = generate(backbone, role, prompts, [task.domain] * len(prompts), config.max_new_tokens, temperature)
         return answers(backbone, rollout)
 
-    return ask(task, respond, config.batch_size)
+    return ask(task, respond, config.batch_size, config.unsafe_exec)
 
 
 def calibrate(config: MergeConfig, inputs: Inputs, evaluated_answers: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gopd_merge.config import MergeConfig
 from gopd_merge.errors import InputError
+from gopd_merge.evaluate.sandbox import check_sandbox
 from gopd_merge.experts.base import Base, resolve_base
 from gopd_merge.experts.intake import Expert, read_experts
 from gopd_merge.prompts.sources import PromptSet, graded_prompts, training_prompts
@@ -31,6 +32,8 @@ def read_inputs(config: MergeConfig, weights: bool = True) -> Inputs:
     base = resolve_base(experts, config.base, "all" if weights else "headers", config.quantize)
     prompts = [training_prompts(e.domain, e.path, config.prompts.get(e.domain)) for e in experts]
     graded = [graded_prompts(e.domain, e.path, "test") for e in experts] if config.eval else []
+    if any(prompt.needs_sandbox for found in graded if found for prompt in found.prompts):
+        check_sandbox(config.unsafe_exec)
     return Inputs(
         experts=tuple(experts),
         base=base,

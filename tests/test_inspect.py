@@ -109,8 +109,8 @@ def test_doctor_finds_what_a_merge_needs_and_names_what_is_optional(run_cli):
     for name in ("torch", "peft", "bitsandbytes", "NF4 on cpu"):
         assert checks[name]["status"] == "ok"
         assert not checks[name]["optional"]
-    assert checks["bubblewrap"]["optional"]
-    assert (checks["bubblewrap"]["status"] == "ok") == bool(shutil.which("bwrap"))
+    assert checks["sandbox"]["optional"]
+    assert (checks["sandbox"]["status"] == "ok") == bool(shutil.which("bwrap"))
     text = run_cli("doctor")
     assert text.returncode == 0
     assert "right gradients for the student" in text.stdout

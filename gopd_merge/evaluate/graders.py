@@ -1,4 +1,4 @@
-"""Is an answer right? A final number, a small function that is evaluated on hidden cases, or a program that is run in the sandbox with tests."""
+"""Is an answer right? A final number, a small function evaluated on hidden cases, or a program that is run in the sandbox with tests."""
 
 import ast
 import re
@@ -46,7 +46,7 @@ def grade(question: Question, response: str, unsafe_exec: bool = False) -> bool:
 
 
 def grade_all(questions: Sequence[Question], responses: Sequence[str], unsafe_exec: bool = False) -> list[bool]:
-    """`grade` of each response; those with tests together, which is quicker. Raises InputError where these need a sandbox and there is none."""
+    """`grade` of each response, those with tests together, which is quicker. Raises InputError where these find no sandbox."""
     correct, programs = [], {}
     for index, (question, response) in enumerate(zip(questions, responses, strict=True)):
         if question.answer is not None:

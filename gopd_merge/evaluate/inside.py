@@ -1,7 +1,7 @@
-"""What runs inside the sandbox: the candidate's process and the tests' process. Standard library only; nothing else of the package is in there.
+"""What runs inside the sandbox: a candidate's process and the tests' process. Standard library only, and of the package only `wire`.
 
-The candidate's process holds a model's program and answers calls of one function. The tests' process holds the tests, sees that function as a
-proxy, and alone says how a case ended. Between them run two pipes on which values travel as data of plain types, so that no object of the
+The candidate's process holds a model's program and answers calls of one function. The tests' process holds the tests, sees that function as
+a proxy, and alone says how a case ended. Between them run two pipes on which values travel as data of plain types, so that no object of the
 program, with methods of its own, ever reaches an assert.
 """
 
@@ -13,138 +13,15 @@ import resource
 import struct
 import sys
 
-TYPE_CHECKING = False  # importing typing would take as long as the rest of the start
+from gopd_merge.evaluate.wire import LONGEST_FRAME, GarbledError, UnsupportedError, decode, encode, read_exactly, read_frame, write_frame
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Any
 
-LONGEST_FRAME = 8 << 20  # bytes
-DEEPEST = 100  # containers in containers
 LONGEST_MESSAGE = 200  # characters
 NO_EXCEPTION_OF_A_CALL = (StopIteration, StopAsyncIteration, AssertionError)  # the first two would end the tests' own loops, quietly
-
-
-class UnsupportedError(ValueError):
-    """A value that is not made of plain types."""
-
-
-class GarbledError(ValueError):
-    """Bytes that are no message."""
-
-
-def encode(value: Any) -> bytes:
-    """None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset and dict, nested; raises UnsupportedError on anything else.
-
-    An instance of a subclass travels as its plain type, and a value of numpy's as what its `tolist` gives.
-    """
-    parts: list[bytes] = []
-    _encode(value, parts, 0)
-    return b"".join(parts)
-
-
-def _encode(value: Any, parts: list[bytes], depth: int) -> None:
-    if depth > DEEPEST:
-        raise UnsupportedError(f"nested deeper than {DEEPEST}")
-    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
-        value = value.tolist()
-    if value is None or value is True or value is False:
-        parts.append({None: b"N", True: b"T", False: b"F"}[value])
-    elif isinstance(value, int):
-        data = int.to_bytes(value, int.bit_length(value) // 8 + 1, "little", signed=True)
-        parts.append(b"i" + struct.pack("<I", len(data)) + data)
-    elif isinstance(value, float):
-        parts.append(b"d" + struct.pack("<d", value))
-    elif isinstance(value, complex):
-        parts.append(b"c" + struct.pack("<dd", value.real, value.imag))
-    elif isinstance(value, str):
-        data = str.encode(value, "utf-8", "surrogatepass")
-        parts.append(b"s" + struct.pack("<I", len(data)) + data)
-    elif isinstance(value, bytes):
-        parts.append(b"b" + struct.pack("<I", len(value)) + value)
-    elif isinstance(value, dict):
-        pairs = list(dict.items(value))
-        _encode_items(b"m", len(pairs), (item for pair in pairs for item in pair), parts, depth)
-    else:
-        for tag, plain in ((b"l", list), (b"t", tuple), (b"e", set), (b"z", frozenset)):
-            if isinstance(value, plain):
-                items = list(plain.__iter__(value))  # type: ignore[attr-defined]
-                return _encode_items(tag, len(items), items, parts, depth)
-        raise UnsupportedError(f"a value of type {type(value).__name__}")
-    return None
-
-
-def _encode_items(tag: bytes, count: int, items: Iterable[Any], parts: list[bytes], depth: int) -> None:
-    parts.append(tag + struct.pack("<I", count))
-    for item in items:
-        _encode(item, parts, depth + 1)
-
-
-def decode(data: bytes) -> Any:
-    """The value of one encoding. Raises GarbledError on any other bytes; what it makes are plain values whatever the bytes are."""
-    try:
-        value, end = _decode(data, 0, 0)
-    except (struct.error, TypeError, ValueError) as error:  # cut short; unhashable in a set; not UTF-8
-        raise GarbledError(f"not a message ({type(error).__name__})") from None
-    if end != len(data):
-        raise GarbledError("not a message (bytes left over)")
-    return value
-
-
-def _decode(data: bytes, at: int, depth: int) -> tuple[Any, int]:
-    if depth > DEEPEST:
-        raise GarbledError("too deep")
-    tag, at = data[at : at + 1], at + 1
-    if tag in (b"N", b"T", b"F"):
-        return {b"N": None, b"T": True, b"F": False}[tag], at
-    if tag == b"d":
-        return struct.unpack_from("<d", data, at)[0], at + 8
-    if tag == b"c":
-        return complex(*struct.unpack_from("<dd", data, at)), at + 16
-    (size,) = struct.unpack_from("<I", data, at)
-    at += 4
-    if size > len(data) - at:  # an item takes a byte or more
-        raise GarbledError("cut short")
-    if tag in (b"i", b"s", b"b"):
-        piece = data[at : at + size]
-        value = int.from_bytes(piece, "little", signed=True) if tag == b"i" else piece.decode("utf-8", "surrogatepass") if tag == b"s" else piece
-        return value, at + size
-    kinds: dict[bytes, Callable[[list[Any]], Any]] = {b"l": list, b"t": tuple, b"e": set, b"z": frozenset, b"m": _pairs}
-    if tag not in kinds:
-        raise GarbledError("no such type")
-    items = []
-    for _ in range(2 * size if tag == b"m" else size):
-        item, at = _decode(data, at, depth + 1)
-        items.append(item)
-    return kinds[tag](items), at
-
-
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    return dict(zip(items[::2], items[1::2], strict=True))
-
-
-def write_frame(descriptor: int, data: bytes) -> None:
-    """One message, with its length before it."""
-    left = memoryview(struct.pack("<I", len(data)) + data)
-    while left:
-        left = left[os.write(descriptor, left) :]
-
-
-def read_frame(descriptor: int) -> bytes:
-    """The next message. Raises EOFError when the other side is gone and GarbledError when it announces too much."""
-    (size,) = struct.unpack("<I", _read(descriptor, 4))
-    if size > LONGEST_FRAME:
-        raise GarbledError(f"a message of {size} bytes")
-    return _read(descriptor, size)
-
-
-def _read(descriptor: int, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        piece = os.read(descriptor, min(size - len(data), 1 << 20))
-        if not piece:
-            raise EOFError
-        data += piece
-    return bytes(data)
 
 
 # The candidate's process
@@ -169,7 +46,10 @@ def candidate(processes: int, file_bytes: int, open_files: int) -> None:
 
     write_frame(replies, _reply(load))
     while True:
-        arguments, named = decode(read_frame(calls))
+        try:
+            arguments, named = decode(read_frame(calls))
+        except EOFError:
+            return
         write_frame(replies, _reply(lambda a=arguments, n=named: module.__dict__[entry_point](*a, **n)))  # type: ignore[misc]
 
 
@@ -193,7 +73,7 @@ def _reply(call: Callable[[], Any]) -> bytes:
 # The tests' process
 
 
-class EndOfCase(BaseException):  # noqa: N818 - no `except Exception` of the tests may catch it
+class EndOfCase(BaseException):  # no `except Exception` of the tests may catch it
     """The case is over, with this reason, whatever the tests still do."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -206,18 +86,17 @@ class Proxy:
 
     def __init__(self, calls: int, replies: int) -> None:
         self._calls, self._replies = calls, replies
-        self.answered = 0
+        self.answers = 0
         self.ended: EndOfCase | None = None
         self.raised: BaseException | None = None
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """The function's result. Raises EndOfCase, or what the function raised."""
         try:
             call = encode((arguments, named))
         except UnsupportedError as error:
             raise self._end("unsupported", f"{error} as an argument") from None
-        result = self.exchange(call)
-        self.answered += 1
-        return result
+        return self.exchange(call)
 
     def exchange(self, message: bytes) -> Any:
         """The program's answer to a message: its value, or its exception raised again as the built-in type of that name."""
@@ -230,6 +109,7 @@ class Proxy:
             raise self._end("crashed", "the program's process ended") from None
         except GarbledError as error:
             raise self._end("garbled", f"the program's process sent {error}") from None
+        self.answers += 1
         match reply:
             case ("returned", value):
                 return value
@@ -263,6 +143,7 @@ def judge_case(job: tuple[str, str, str, str], calls: int, replies: int) -> tupl
     space: dict[str, Any] = {"__name__": "tests"}
     try:
         proxy.exchange(encode((source, entry_point)))
+        # One answer so far: that the program has loaded.
         exec(compile(prelude, "prelude", "exec"), space)  # noqa: S102 - the benchmark's own code
         space[entry_point] = proxy
         exec(compile(tests, "tests", "exec"), space)  # noqa: S102
@@ -274,11 +155,12 @@ def judge_case(job: tuple[str, str, str, str], calls: int, replies: int) -> tupl
         return (proxy.ended.reason if proxy.ended else reason), f"{side}{type(error).__name__}: {error}"[:LONGEST_MESSAGE]
     if proxy.ended:
         return proxy.ended.reason, str(proxy.ended)
-    return ("passed", "") if proxy.answered else ("error", f"the tests never had an answer from {entry_point}")
+    return ("passed", "") if proxy.answers > 1 else ("error", f"the tests never had an answer from {entry_point}")
 
 
 def judge() -> None:
     """Forks one process a case, which writes the job's nonce and the verdict to a pipe that no other process holds. Ends with its input."""
+    import contextlib
     import signal
     import socket
 
@@ -289,12 +171,10 @@ def judge() -> None:
         if not header:
             return
         (size,) = struct.unpack("<I", header)
-        nonce, job = decode(_read(0, size))
+        nonce, job = decode(read_exactly(0, size))
         if "numpy" in job[2]:
-            try:
+            with contextlib.suppress(ImportError):
                 import numpy as np  # noqa: F401 - once here, not once a case
-            except ImportError:
-                pass
         calls, replies, verdict = descriptors
         if os.fork() == 0:
             os.closerange(0, 1)
@@ -321,10 +201,7 @@ def main(role: str, site: str, user: int, memory: int, cpu_seconds: int, *others
     if role == "judge":
         judge()
     else:
-        try:
-            candidate(*others)
-        except EOFError:
-            pass
+        candidate(*others)
 
 
 if __name__ == "__main__":

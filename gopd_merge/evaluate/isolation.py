@@ -14,13 +14,14 @@ from pathlib import Path
 from gopd_merge.errors import InputError
 
 SITE = "/site"  # where numpy lies inside
-INSIDE = "/inside.pyc"
+INSIDE = "/inside"
+RUNNER = f"{INSIDE}/inside.pyc"
 SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
 PATIENCE = 30  # seconds for the probe
 PROBE = "import os\nif os.getuid() == 0: os.setgroups([]), os.setgid(65534), os.setuid(65534)\nimport signal; print(1)"
 REMEDY = (
-    "install it (sudo apt-get install bubblewrap) on a machine that allows it namespaces, or, only in a container that holds nothing of value, "
-    "add --unsafe-exec"
+    "install it (sudo apt-get install bubblewrap) on a machine that lets it make namespaces, or, "
+    "only in a container that holds nothing of value, add --unsafe-exec"
 )
 
 # What no benchmark needs and what gets round the other limits: sockets (some families know no network namespace), namespaces and mounts,
@@ -51,7 +52,7 @@ def seccomp_filter(machine: str) -> bytes | None:
     return b"".join(struct.pack("<HBBI", *line) for line in lines)
 
 
-def bubblewrap(inside: Path, tmp_bytes: int, seccomp: int | None) -> list[str]:
+def bubblewrap(folder: Path, tmp_bytes: int, seccomp: int | None) -> list[str]:
     """The command before the command: every namespace, no environment, and of the file system the interpreter, numpy and a small /tmp.
 
     A user who is not root gets a user namespace, in which he is nobody. Root gets none, because root in one counts as root for the limit on
@@ -65,7 +66,7 @@ def bubblewrap(inside: Path, tmp_bytes: int, seccomp: int | None) -> list[str]:
         command += ["--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534"]
     for name, value in (("PATH", "/usr/bin"), ("LANG", "C.UTF-8"), ("OPENBLAS_NUM_THREADS", "1")):
         command += ["--setenv", name, value]
-    command += [*_shown(), "--ro-bind", str(inside), INSIDE, "--dev", "/dev", "--remount-ro", "/dev"]
+    command += [*_shown(), "--ro-bind", str(folder), INSIDE, "--dev", "/dev", "--remount-ro", "/dev"]
     command += ["--perms", "1777", "--size", str(tmp_bytes), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
     return command if seccomp is None else [*command, "--seccomp", str(seccomp)]
 
@@ -106,9 +107,9 @@ def site_packages() -> Path | None:
     return Path(found.origin).parent.parent if found and found.origin else None
 
 
-def isolated_python(inside: Path | str) -> list[str]:
-    """An interpreter that reads no environment variable, no site and no working directory, running a file."""
-    return [interpreter(), "-I", "-S", "-E", "-B", str(inside)]
+def isolated_python(file: str) -> list[str]:
+    """An interpreter that reads no environment variable, no site and nobody's own packages, running a file."""
+    return [interpreter(), "-E", "-s", "-S", "-B", file]
 
 
 @cache
@@ -120,7 +121,7 @@ def check_isolation() -> str:
     path = shutil.which("bwrap")
     if path is None:
         raise InputError(f"a model's code runs only in a sandbox, and bubblewrap (bwrap) was not found; {REMEDY}")
-    command = [*bubblewrap(Path(os.devnull), 1 << 20, None), *isolated_python("-c"), PROBE]
+    command = [*bubblewrap(Path(__file__).parent, 1 << 20, None), *isolated_python("-c"), PROBE]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env={}, check=False, timeout=PATIENCE)  # noqa: S603 - ours
         found = done.stderr.strip().split("\n")[-1] or f"exit code {done.returncode}"

@@ -1,12 +1,15 @@
 """Runs code that a model wrote and says whether it is right, without giving it a way to do harm or to say so itself.
 
-For every case there are two processes (`inside.py`): the candidate's, which holds the model's program, and the tests', which holds the tests
-and calls the program's function through a pipe. The verdict comes from the tests' process, with a number that the candidate never sees, so that
-nothing that a program prints, patches, returns or exits with can stand for it.
+For every case there are two processes (`inside.py`): the candidate's, which holds the model's program, and the tests', which holds the
+tests and calls the program's function through a pipe. The verdict comes from the tests' process, with a number that the candidate never
+sees, so that nothing that a program prints, patches, returns or exits with can stand for it.
 
-Protected: the network, files, environment and processes of the machine; memory, processes, disk and time within `Limits`; the other cases of the
-batch; the verdict. Not protected: a hole in the kernel (the sandbox shares it), and a program that gives the right answers for another reason
-than that it is right. With `unsafe=True` only the verdict, the limits on a single process and the time are protected.
+Protected: the network, files, environment and processes of the machine; memory, processes, disk and time within `Limits`; the other cases
+of the batch; the verdict. Not protected: a hole in the kernel, which the sandbox shares, and a benchmark whose tests a wrong answer passes.
+The tests are the benchmark's and trusted to judge; they are shut in as well, but share a process from case to case.
+
+With `unsafe=True` there are no namespaces: a program cannot forge its verdict and is stopped in time, but it can read and do what you can,
+kill other processes, and leave processes behind.
 """
 
 import contextlib
@@ -27,7 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gopd_merge.evaluate import inside, isolation
+from gopd_merge.errors import GopdError
+from gopd_merge.evaluate import inside, isolation, wire
 
 NOBODY = 65534  # and downwards, one user for each worker, because processes are counted by user
 GRACE = 0.5  # seconds in which the tests' process notices that the candidate is gone
@@ -52,7 +56,7 @@ class Limits:
 class Program:
     """A model's program and the tests of its function `entry_point`: Python source with asserts that call it.
 
-    `prelude` is the benchmark's own source that the tests may use, such as the helpers in the prompt of HumanEval/38. It never comes from the model.
+    `prelude` is the benchmark's own source that the tests may use, such as the helpers in the prompt of HumanEval/38; never the model's.
     """
 
     source: str
@@ -115,7 +119,7 @@ class _Sandbox:
 
     limits: Limits
     unsafe: bool
-    inside: Path  # inside.py, compiled
+    folder: Path  # inside.py and wire.py, compiled
     seccomp: Path | None
 
     @classmethod
@@ -123,11 +127,12 @@ class _Sandbox:
     def prepared(cls, limits: Limits, unsafe: bool) -> Iterator["_Sandbox"]:
         with tempfile.TemporaryDirectory(prefix="gopd-sandbox-") as folder:
             os.chmod(folder, 0o755)  # noqa: S103 - bubblewrap may run as another user; nothing in it is secret
-            compiled, seccomp = Path(folder, "inside.pyc"), Path(folder, "seccomp")
-            py_compile.compile(inside.__file__, str(compiled), doraise=True)
+            for module, place in ((inside, "inside.pyc"), (wire, "gopd_merge/evaluate/wire.pyc")):
+                py_compile.compile(str(module.__file__), str(Path(folder, place)), doraise=True)
             code = isolation.machine_filter()
+            seccomp = Path(folder, "seccomp")
             seccomp.write_bytes(code or b"")
-            yield cls(limits, unsafe, compiled, seccomp if code and not unsafe else None)
+            yield cls(limits, unsafe, Path(folder), seccomp if code and not unsafe else None)
 
     def start(self, role: str, slot: int, stdin: Any, stdout: int) -> subprocess.Popen[bytes]:
         """The process of a role, as the user of a slot. It has no environment, and of this process's files only the two given."""
@@ -139,19 +144,21 @@ class _Sandbox:
         options: dict[str, Any] = {"stdin": stdin, "stdout": stdout, "stderr": subprocess.DEVNULL, "env": {}, "start_new_session": True}
         arguments = [role, site, *map(str, numbers)]
         if self.unsafe:
-            return subprocess.Popen([*isolation.isolated_python(self.inside), *arguments], **options)
+            command = [*isolation.isolated_python(f"{self.folder}/inside.pyc"), *arguments]
+            return subprocess.Popen(command, **options)  # noqa: S603 - it runs what it was asked to run
         with contextlib.ExitStack() as stack:
-            seccomp = stack.enter_context(self.seccomp.open("rb")).fileno() if self.seccomp else None  # its offset moves: open it each time
-            prefix = isolation.bubblewrap(self.inside, limits.tmp_bytes, seccomp)
-            passed = () if seccomp is None else (seccomp,)
-            return subprocess.Popen([*prefix, *isolation.isolated_python(isolation.INSIDE), *arguments], pass_fds=passed, **options)  # noqa: S603
+            # Opened each time, because reading it moves the offset.
+            seccomp = stack.enter_context(self.seccomp.open("rb")).fileno() if self.seccomp else None
+            shut_in = isolation.bubblewrap(self.folder, limits.tmp_bytes, seccomp)
+            command = [*shut_in, *isolation.isolated_python(isolation.RUNNER), *arguments]
+            return subprocess.Popen(command, pass_fds=() if seccomp is None else (seccomp,), **options)  # noqa: S603
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kills everything that the process started, and the process.
 
-    Bubblewrap's only child is the first process of the namespace; when that is killed from outside the kernel kills the rest. This does not lean
-    on --die-with-parent, which a program could try to undo in there.
+    Bubblewrap's only child is the first process of the namespace; when that is killed from outside the kernel kills the rest. This does
+    not lean on --die-with-parent, which a program could try to undo in there.
     """
     if process.poll() is None:
         with contextlib.suppress(OSError, ValueError):
@@ -206,8 +213,8 @@ class _Judge:
 
     def _verdict(self, data: bytes, nonce: str, candidate: subprocess.Popen[bytes]) -> Verdict:
         try:
-            given, reason, message = inside.decode(data[4:])
-        except (inside.GarbledError, ValueError, TypeError):
+            given, reason, message = wire.decode(data[4:])
+        except (wire.GarbledError, ValueError, TypeError):
             given, reason, message = "", "", ""
         if given != nonce:
             return Verdict(False, "crashed", "the tests' process ended without a verdict")
@@ -220,7 +227,7 @@ class _Judge:
         return Verdict(reason == "passed", reason, message)
 
     def _send(self, nonce: str, program: Program, descriptors: list[int]) -> None:
-        job = inside.encode((nonce, (program.source, program.entry_point, program.tests, program.prelude)))
+        job = wire.encode((nonce, (program.source, program.entry_point, program.tests, program.prelude)))
         for attempt in (1, 2):
             if self._control is None:
                 self._control, theirs = socket.socketpair()
@@ -229,10 +236,10 @@ class _Judge:
             try:
                 socket.send_fds(self._control, [struct.pack("<I", len(job))], descriptors)
                 self._control.sendall(job)
-            except OSError:
+            except OSError as error:  # the last case left it dead
                 self.close()
                 if attempt == 2:
-                    raise
+                    raise GopdError(f"the sandbox does not take programs ({error}); run gopd-merge doctor") from None
             else:
                 return
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gopd_merge.distill.rollout import Answers
-from gopd_merge.evaluate.graders import Question, grade
+from gopd_merge.evaluate.graders import Question, grade_all
 from gopd_merge.evaluate.statistics import Result, wilson_interval
 
 Respond = Callable[[Sequence[str]], Answers]  # prompts -> their answers, in order
@@ -28,15 +28,15 @@ class Outcome:
     capped: tuple[bool, ...]
 
 
-def ask(task: Task, respond: Respond, batch_size: int) -> Outcome:
-    """One answer to each question."""
+def ask(task: Task, respond: Respond, batch_size: int, unsafe_exec: bool = False) -> Outcome:
+    """One answer to each question. Programs in the answers run in the sandbox, or in none with `unsafe_exec`."""
     correct: list[bool] = []
     lengths: list[int] = []
     capped: list[bool] = []
     for start in range(0, len(task.questions), batch_size):
         questions = task.questions[start : start + batch_size]
         answers = respond([question.prompt for question in questions])
-        correct += [grade(question, text) for question, text in zip(questions, answers.texts, strict=True)]
+        correct += grade_all(questions, answers.texts, unsafe_exec)
         lengths += answers.lengths
         capped += answers.capped
     return Outcome(tuple(correct), tuple(lengths), tuple(capped))

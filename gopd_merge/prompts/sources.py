@@ -28,6 +28,11 @@ class Prompt(BaseModel):
     tests: str | list[str] | None = None  # Python with asserts that call the function `entry_point`
     entry_point: str | None = None
 
+    @property
+    def needs_sandbox(self) -> bool:
+        """Whether grading it means to run what a model wrote."""
+        return self.answer is None and self.cases is None and self.tests is not None
+
 
 @dataclass(frozen=True)
 class PromptSet:

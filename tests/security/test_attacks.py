@@ -1,4 +1,4 @@
-"""Whatever a model's program tries, its own case fails, with the reason that says so, and the rest of the batch is graded as if it were not there.
+"""Whatever a model's program tries, its own case fails, with the reason that says so, and the rest of the batch never notices.
 
 Without bubblewrap these tests fail: `.ci/run` installs it, and `apt-get install bubblewrap` does.
 """
@@ -33,7 +33,14 @@ GOOD = [
         TESTS,
     ),
 ]
-FORGED_BUT_NOT_BY_A_SHARED_PROCESS = {"atexit", "assertion_error_of_its_own", "never_asked", "tests_found_by_gc", "stop_iteration", "no_assertion_error"}
+FORGED_BUT_NOT_BY_A_SHARED_PROCESS = {
+    "atexit",
+    "assertion_error_of_its_own",
+    "never_asked",
+    "tests_found_by_gc",
+    "stop_iteration",
+    "no_assertion_error",
+}
 POSSIBLE_OUTSIDE = {"network", "environment_of_every_process", "secret_file", "secret_file_by_symlink", "passwords", "kills_the_parent"}
 POSSIBLE_OUTSIDE |= {"sees_other_processes", "compiler", "shared_memory_segments", "memory_that_knows_no_address_space"}
 
@@ -47,7 +54,7 @@ def sandboxed_processes():
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"/inside.pyc" in entry.read_bytes():
+            if b"inside.pyc" in entry.read_bytes():
                 found.append(int(entry.parent.name))
         except OSError:
             pass
