@@ -17,6 +17,7 @@ SITE = "/site"  # where numpy lies inside
 INSIDE = "/inside"
 RUNNER = f"{INSIDE}/inside.pyc"
 SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
+DEVICES = ("--perms", "0755", "--dir", "/dev", "--dev-bind", "/dev/null", "/dev/null", "--dev-bind", "/dev/urandom", "/dev/urandom")
 PATIENCE = 30  # seconds for the probe
 PROBE = "import os\nif os.getuid() == 0: os.setgroups([]), os.setgid(65534), os.setuid(65534)\nimport signal; print(1)"
 REMEDY = (
@@ -66,7 +67,7 @@ def bubblewrap(folder: Path, tmp_bytes: int, seccomp: int | None) -> list[str]:
         command += ["--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534"]
     for name, value in (("PATH", "/usr/bin"), ("LANG", "C.UTF-8"), ("OPENBLAS_NUM_THREADS", "1")):
         command += ["--setenv", name, value]
-    command += [*_shown(), "--ro-bind", str(folder), INSIDE, "--dev", "/dev", "--remount-ro", "/dev"]
+    command += [*_shown(), "--ro-bind", str(folder), INSIDE, *DEVICES]
     command += ["--perms", "1777", "--size", str(tmp_bytes), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
     return command if seccomp is None else [*command, "--seccomp", str(seccomp)]
 
