@@ -29,7 +29,8 @@ SAMPLE = Path("tests/data/code_sample.jsonl")
 
 def plain(programs: list[Program], workers: int) -> int:
     def run(program: Program) -> bool:
-        return subprocess.run([sys.executable, "-c", f"{program.source}\n{program.tests}"], capture_output=True).returncode == 0
+        command = [sys.executable, "-c", f"{program.source}\n{program.tests}"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     with ThreadPoolExecutor(workers) as pool:
         return sum(pool.map(run, programs))

@@ -157,15 +157,21 @@ class _Sandbox:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kills everything that the process started, and the process.
 
-    Bubblewrap's only child is the first process of the namespace; when that is killed from outside the kernel kills the rest. This does
-    not lean on --die-with-parent, which a program could try to undo in there.
+    Bubblewrap's only child is the first process of the namespace; when that is killed from outside the kernel kills the rest, and
+    bubblewrap ends when they are gone. This does not lean on --die-with-parent, which a program could try to undo.
     """
     if process.poll() is None:
-        with contextlib.suppress(OSError, ValueError):
-            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-                os.kill(int(child), signal.SIGKILL)
+        children = ""
         with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        for child in children.split():
+            with contextlib.suppress(OSError):
+                os.kill(int(child), signal.SIGKILL)
+        descriptor = os.pidfd_open(process.pid)  # not yet waited for, so still this process
+        if not children or not select.select([descriptor], [], [], GRACE)[0]:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+        os.close(descriptor)
     process.wait()
 
 

@@ -75,6 +75,7 @@ def test_there_are_forty_attacks_or_more_with_names_of_their_own():
     assert len(attacks.ATTACKS) == len(attacks.FORGERIES) + len(attacks.PROTOCOL) + len(attacks.EXHAUSTION) + len(attacks.REACH)
 
 
+@pytest.mark.slow
 def test_all_attacks_at_once_leave_good_programs_alone_and_nothing_running(aimed):
     before = set(sandboxed_processes())
     batch = [p for attack in attacks.ATTACKS for p in (Program(aimed(attack.source), "f", TESTS), GOOD[0])]
