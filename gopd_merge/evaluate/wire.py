@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-LONGEST_FRAME = 8 << 20  # bytes
+LONGEST_FRAME = 16 << 20  # bytes
 DEEPEST = 100  # containers in containers
 
 
