@@ -4,15 +4,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gopd_merge.config import MergeConfig
-from gopd_merge.pipeline import Clock, distill, load_backbone
+from gopd_merge.forecast import Forecast
+from gopd_merge.pipeline import Clock, distill, give_back_freed_memory, load_backbone
 from gopd_merge.plan import Inputs
 from gopd_merge.report.progress import Silent
 
 STEPS = 2
 
 
-def calibrate(config: MergeConfig, inputs: Inputs, evaluated_answers: int) -> dict[str, float]:
+def calibrate(config: MergeConfig, inputs: Inputs, forecast: Forecast) -> dict[str, float]:
     """Seconds that the whole run will take, by phase, from STEPS steps of it after one that warms up."""
+    if forecast.is_tight:
+        give_back_freed_memory()
     clock, warm_up = Clock(), Clock()
     with clock.measure("load"):
         backbone = load_backbone(config, inputs)
@@ -23,5 +26,5 @@ def calibrate(config: MergeConfig, inputs: Inputs, evaluated_answers: int) -> di
     step = {phase: clock.seconds[phase] / STEPS for phase in ("rollout", "score", "update")}
     answer = step["rollout"] / (config.batch_size // len(config.experts) * len(config.experts))
     seconds = {phase: value * config.steps for phase, value in step.items()}
-    seconds = {"load": clock.seconds["load"], **seconds, "evaluate": answer * evaluated_answers}
+    seconds = {"load": clock.seconds["load"], **seconds, "evaluate": answer * forecast.work.evaluated_answers}
     return {phase: round(value, 1) for phase, value in {**seconds, "total": sum(seconds.values())}.items()}

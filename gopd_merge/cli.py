@@ -177,9 +177,9 @@ def _plan(options: dict[str, Any]) -> None:
     as_json, with_time = options.pop("json", False), options.pop("calibrate", False)
     options.pop("quiet", False)
     config = _config(options)
-    from gopd_merge.plan import check_output, read_inputs
-
     from rich.console import Console
+
+    from gopd_merge.plan import check_output, read_inputs
 
     console = Console(stderr=True)
     inputs = read_inputs(config, weights=with_time)
@@ -198,7 +198,7 @@ def _plan(options: dict[str, Any]) -> None:
         from gopd_merge.calibration import calibrate
 
         with console.status("measuring a few steps"):
-            document["seconds"] = calibrate(config, inputs, forecast.work.evaluated_answers)
+            document["seconds"] = calibrate(config, inputs, forecast)
     print(dump_json(document, ensure_ascii=False) if as_json else plan_text(document))
     forecast.check()
 
