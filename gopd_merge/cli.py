@@ -177,23 +177,28 @@ def _plan(options: dict[str, Any]) -> None:
     as_json, with_time = options.pop("json", False), options.pop("calibrate", False)
     options.pop("quiet", False)
     config = _config(options)
+    from rich.console import Console
+
     from gopd_merge.plan import check_output, read_inputs
 
+    console = Console(stderr=True)
     inputs = read_inputs(config, weights=with_time)
     _quieten_libraries()
-    from gopd_merge.forecast import Forecast
-    from gopd_merge.report.plan import plan_text
+    with console.status("counting tokens and memory"):
+        from gopd_merge.forecast import Forecast
+        from gopd_merge.report.plan import plan_text
 
-    forecast = Forecast(config, inputs)
-    document = forecast.document()
+        forecast = Forecast(config, inputs)
+        document = forecast.document()
     try:
         check_output(config.output, config.overwrite)
     except InputError as error:
         document["warnings"].append(str(error))  # the merge will not begin, but its plan is worth seeing
     if with_time and forecast.fits:
-        from gopd_merge.pipeline import calibrate
+        from gopd_merge.calibration import calibrate
 
-        document["seconds"] = calibrate(config, inputs, forecast.work.evaluated_answers)
+        with console.status("measuring a few steps"):
+            document["seconds"] = calibrate(config, inputs, forecast)
     print(dump_json(document, ensure_ascii=False) if as_json else plan_text(document))
     forecast.check()
 

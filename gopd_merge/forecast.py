@@ -107,7 +107,8 @@ class Forecast:
         if self.fits:
             return {}
         for ladder in smaller_runs(self.config):
-            if self.memory_with(self.config.model_copy(update=ladder[-1])).peak > self.limit:
+            smallest = self.config.model_copy(update=ladder[-1])
+            if self._without_phases(smallest.quantize).always > self.limit or self.memory_with(smallest).peak > self.limit:
                 continue
             low, high = 0, len(ladder) - 1  # memory falls from rung to rung: find the first that fits
             while low < high:
@@ -172,6 +173,7 @@ class Forecast:
 
     def _memory_with(self, config: MergeConfig) -> Memory:
         shape = self._footprint(config.quantize)
+        memory = self._without_phases(config.quantize)
         batch_size = config.batch_size // len(config.experts) * len(config.experts)
         sizes = Sizes(
             batch_size=batch_size,
@@ -186,8 +188,12 @@ class Forecast:
             phases["evaluate"] = answers + shape.experts  # the exact average is an adapter of that size
         if self.device == "cpu":  # the file is mapped while it is read
             phases["load"] = self.inputs.base.weight_bytes
+        return replace(memory, phases=phases)
+
+    def _without_phases(self, quantize: str) -> Memory:
+        shape = self._footprint(quantize)
         program = CUDA_CONTEXT if self.device == "cuda" else resident_memory()
-        return Memory(program, shape.base, shape.experts, shape.student, 2 * shape.student, phases)
+        return Memory(program, shape.base, shape.experts, shape.student, optimizer=2 * shape.student)
 
     def _footprint(self, quantize: str) -> Footprint:
         if quantize not in self._footprints:
@@ -267,7 +273,9 @@ def free_memory(device: str) -> int:
     """Bytes that a new process can have on the device now. Raises InputError for a GPU that is not there."""
     if device == "cuda":
         if not torch.cuda.is_available():
-            raise InputError("--device cuda: this machine has no GPU that PyTorch can use; use --device cpu, or plan with --memory 24GB")
+            raise InputError(
+                f"--device {device}: this machine has no GPU that PyTorch can use; use --device cpu, or plan with --memory 24GB"
+            )
         return int(torch.cuda.mem_get_info()[0])
     limits = [Path(file).read_text(encoding="ascii").strip() for file in CGROUP_LIMITS if Path(file).exists()]
     free = int(psutil.virtual_memory().available) + resident_memory()

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
@@ -35,7 +34,6 @@ from gopd_merge.report.terminal import results_text
 
 AVERAGE = "average"
 SCHEMA = 1
-CALIBRATION_STEPS = 2
 M_MMAP_THRESHOLD = -3  # of <malloc.h>
 
 
@@ -259,22 +257,6 @@ def measure(backbone: Backbone, role: str, task: Task, config: MergeConfig, temp
         return answers(backbone, rollout)
 
     return ask(task, respond, config.batch_size, config.unsafe_exec)
-
-
-def calibrate(config: MergeConfig, inputs: Inputs, evaluated_answers: int) -> dict[str, float]:
-    """Seconds that the whole run will take, by phase, from CALIBRATION_STEPS steps of it after one that warms up."""
-    clock, warm_up = Clock(), Clock()
-    with clock.measure("load"):
-        backbone = load_backbone(config, inputs)
-    with TemporaryDirectory() as folder:
-        for seed, steps, used in ((config.seed + 1, 1, warm_up), (config.seed, CALIBRATION_STEPS, clock)):
-            few = config.model_copy(update={"steps": steps, "learning_rate": 1e-9, "seed": seed})  # the student stays as it is
-            distill(backbone, few, inputs, Path(folder) / "metrics.jsonl", used, Silent())
-    step = {phase: clock.seconds[phase] / CALIBRATION_STEPS for phase in ("rollout", "score", "update")}
-    answer = step["rollout"] / (config.batch_size // len(config.experts) * len(config.experts))
-    seconds = {phase: value * config.steps for phase, value in step.items()}
-    seconds = {"load": clock.seconds["load"], **seconds, "evaluate": answer * evaluated_answers}
-    return {phase: round(value, 1) for phase, value in {**seconds, "total": sum(seconds.values())}.items()}
 
 
 def peak_memory(device: torch.device) -> int:

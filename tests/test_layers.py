@@ -17,9 +17,10 @@ LEVEL = {
     "inspection": 4,
     "forecast": 4,
     "pipeline": 5,
-    "cli": 6,
-    "__main__": 7,
-    "__init__": 8,
+    "calibration": 6,
+    "cli": 7,
+    "__main__": 8,
+    "__init__": 9,
 }
 BETWEEN_ROOMS = {("distill", "experts"), ("evaluate", "distill.rollout"), ("report", "evaluate.statistics")}
 WITHOUT_TORCH = ("cli", "config", "errors", "plan", "report")

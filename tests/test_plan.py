@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -12,9 +13,23 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from gopd_merge.cli import main
 from gopd_merge.config import make_config
 from gopd_merge.forecast import Forecast, smaller_runs
 from gopd_merge.plan import read_inputs
+
+
+@pytest.fixture
+def run_here(tmp_path, monkeypatch, capsys):
+    """Run the command in this process, in a folder of its own: its exit code and what it printed. Much quicker than `run_cli`."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
+
+    return run
 
 
 @pytest.fixture
@@ -34,9 +49,9 @@ def forecast_of(adapters, tmp_path):
     return make
 
 
-def test_the_plan_counts_what_the_run_will_ask(run_cli, both, adapters):
+def test_the_plan_counts_what_the_run_will_ask(run_here, both, adapters):
     options = ["--steps", "3", "--batch-size", "11", "--max-new-tokens", "20", "--eval-prompts", "7"]
-    done = run_cli("plan", *both, *options, "--json")
+    done = run_here("plan", *both, *options, "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     tokenizer = AutoTokenizer.from_pretrained(adapters / "tiny-base")
@@ -72,16 +87,17 @@ def test_a_run_keeps_to_the_memory_that_it_was_given(run_cli, both):
     assert generous > tight  # the control: glibc's heap keeps more
 
 
-def test_a_run_that_cannot_fit_is_refused_with_options_that_make_it_fit(run_cli, both):
-    options = [*both, "--memory", "650MB"]
-    refused = run_cli("plan", *options)
+def test_a_run_that_cannot_fit_is_refused_with_options_that_make_it_fit(run_here, both):
+    memory = json.loads(run_here("plan", *both, "--json").stdout)["memory"]
+    options = [*both, "--memory", str(memory["peak"] - memory["phases"]["update"] // 2)]
+    refused = run_here("plan", *options)
     assert refused.returncode == 2
-    assert "does not fit into 650 MB on the CPU" in refused.stdout
-    found = re.search(r"needs about \d+ MB \(update\), more than the 650 MB that --memory allows; it fits with (--.*)", refused.stderr)
+    assert "does not fit into" in refused.stdout
+    found = re.search(r"needs about \S+ .B \(update\), more than the \S+ .B that --memory allows; it fits with (--.*)", refused.stderr)
     advice = found[1].split()
     assert advice[0] == "--micro-batch-size"  # changes no result
-    assert run_cli("plan", *options, *advice).returncode == 0
-    assert run_cli("plan", *options, advice[0], str(2 * int(advice[1]))).returncode == 2  # it is the largest that fits
+    assert run_here("plan", *options, *advice).returncode == 0
+    assert run_here("plan", *options, advice[0], str(2 * int(advice[1]))).returncode == 2  # it is the largest that fits
 
 
 def test_the_merge_refuses_it_too_before_anything_loads(run_cli, both, tmp_path):
@@ -92,56 +108,57 @@ def test_the_merge_refuses_it_too_before_anything_loads(run_cli, both, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_where_no_option_helps_it_says_so(run_cli, both):
-    refused = run_cli("plan", *both, "--memory", "100MB")
+def test_where_no_option_helps_it_says_so(run_here, both):
+    refused = run_here("plan", *both, "--memory", "100MB")
     assert refused.returncode == 2
     assert "no option makes it fit, the base alone takes 0.7 MB: take a larger machine" in refused.stderr
 
 
-def test_a_dry_run_is_the_plan_and_writes_nothing(run_cli, both, tmp_path):
-    dry, plan = run_cli(*both, "--dry-run"), run_cli("plan", *both)
+def test_a_dry_run_is_the_plan_and_writes_nothing(run_here, both, tmp_path):
+    dry, plan = run_here(*both, "--dry-run"), run_here("plan", *both)
     assert dry.returncode == 0
-    numbers = re.compile(r"\d+ MB|[\d.]+ GB")  # of a process, not the same twice
+    numbers = re.compile(r" *[\d.]+ [MG]B *")  # of a process, not the same twice
     assert numbers.sub("", dry.stdout) == numbers.sub("", plan.stdout)
     assert "work     50 steps × 64 prompts, then 10,000 answers to measure" in dry.stdout
     assert not list(tmp_path.iterdir())
 
 
-def test_an_output_that_exists_is_a_warning_in_the_plan(run_cli, both, tmp_path):
+def test_an_output_that_exists_is_a_warning_in_the_plan(run_here, both, tmp_path):
     (tmp_path / "merged.lora").mkdir()
-    done = run_cli("plan", *both)
+    done = run_here("plan", *both)
     assert done.returncode == 0
     assert "warning  merged.lora exists; add --overwrite to replace it, or choose another --output" in done.stdout
 
 
-def test_a_gpu_that_is_not_here_can_be_planned_for_with_its_memory(run_cli, both):
-    planned = run_cli("plan", *both, "--device", "cuda", "--memory", "24GB", CUDA_VISIBLE_DEVICES="")
+def test_a_gpu_that_is_not_here_can_be_planned_for_with_its_memory(run_here, both, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    planned = run_here("plan", *both, "--device", "cuda", "--memory", "24GB")
     assert planned.returncode == 0, planned.stderr
     assert "fits     into 24.0 GB on the GPU" in planned.stdout
-    refused = run_cli("plan", *both, "--device", "cuda", CUDA_VISIBLE_DEVICES="")
+    refused = run_here("plan", *both, "--device", "cuda")
     assert refused.returncode == 2
     assert "--device cuda: this machine has no GPU that PyTorch can use; use --device cpu, or plan with --memory 24GB" in refused.stderr
 
 
 @pytest.mark.parametrize("given", ["much", "0", "-3GB", "nan"])
-def test_memory_must_be_an_amount(run_cli, both, given):
-    refused = run_cli("plan", *both, f"--memory={given}")
+def test_memory_must_be_an_amount(run_here, both, given):
+    refused = run_here("plan", *both, f"--memory={given}")
     assert refused.returncode == 2
     assert refused.stderr == f"gopd-merge: --memory {given} is not an amount of memory; write a number and a unit, such as 24GB\n"
 
 
-def test_a_prompt_that_the_base_cannot_hold_is_refused_by_the_plan(run_cli, both):
-    refused = run_cli("plan", *both, "--max-new-tokens", "500")
+def test_a_prompt_that_the_base_cannot_hold_is_refused_by_the_plan(run_here, both):
+    refused = run_here("plan", *both, "--max-new-tokens", "500")
     assert refused.returncode == 2
     assert "base's context of 512" in refused.stderr
 
 
-def test_a_base_that_transformers_does_not_know_is_refused_in_a_line(run_cli, both, adapters, tmp_path):
+def test_a_base_that_transformers_does_not_know_is_refused_in_a_line(run_here, both, adapters, tmp_path):
     base = shutil.copytree(adapters / "tiny-base", tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"model_type": "unheard-of"}))
     for command in (["plan"], []):
-        refused = run_cli(*command, *both, "--base", base, "--output", tmp_path / "o.lora")
+        refused = run_here(*command, *both, "--base", base, "--output", tmp_path / "o.lora")
         assert refused.returncode == 1
         assert "is it a model that Transformers knows?" in refused.stderr
         assert "Traceback" not in refused.stderr
@@ -158,7 +175,7 @@ def test_calibration_says_how_long_the_run_will_take(run_cli, both):
 
 def test_every_rung_of_the_advice_needs_less_than_the_one_before(forecast_of):
     """The search for the first that fits relies on it."""
-    forecast = forecast_of(quantize="none", micro_batch_size=8, chunk_tokens=512)
+    forecast = forecast_of(batch_size=4, micro_batch_size=4, chunk_tokens=256, max_new_tokens=64)
     for ladder in smaller_runs(forecast.config):
         peaks = [max(forecast.memory_with(forecast.config.model_copy(update=rung)).phases.values()) for rung in ladder]
         assert peaks == sorted(peaks, reverse=True)
@@ -172,7 +189,8 @@ def test_only_what_changes_results_is_advised_last(forecast_of):
     assert ladders[-1][0]["max_new_tokens"] == 32
 
 
-def test_a_model_of_8_b_parameters_is_planned_from_its_headers_alone(run_cli, adapters, tmp_path):
+@pytest.mark.slow
+def test_a_model_of_8_b_parameters_is_planned_from_its_headers_alone(run_here, adapters, tmp_path):
     """Its weights are a hole in a file: reading any of them would show in the memory of the process, or in the result."""
     shape = {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
     config = LlamaConfig(**shape, vocab_size=128256, tie_word_embeddings=False, max_position_embeddings=8192, dtype="bfloat16")
@@ -197,7 +215,7 @@ def test_a_model_of_8_b_parameters_is_planned_from_its_headers_alone(run_cli, ad
         paths.append(tmp_path / f"{domain}.lora")
     prompts = [f"{d}={adapters / f'{d}.lora' / 'prompts' / 'train.jsonl'}" for d in ("math", "code")]
     options = ["--experts", *paths, "--prompts", *prompts, "--device", "cuda", "--batch-size", "32", "--micro-batch-size", "8"]
-    done = run_cli("plan", *options, "--memory", "24GB", "--json")
+    done = run_here("plan", *options, "--memory", "24GB", "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["base"]["parameters"] == 8_030_261_248
@@ -206,9 +224,6 @@ def test_a_model_of_8_b_parameters_is_planned_from_its_headers_alone(run_cli, ad
     assert plan["memory"]["base"] == pytest.approx(linear * (1 / 2 + 1 / 64) + 2 * rest, rel=0.01)
     assert plan["memory"]["student"] == 32 * 16 * (4096 + 4096 + 4096 + 1024) * 4
     assert plan["memory"]["peak"] < 24e9
-    refused = run_cli("plan", *options, "--memory", "6GB")
-    assert refused.returncode == 2
-    assert "than the 6.0 GB that --memory allows" in refused.stderr
 
 
 def write_hollow(path, shapes):

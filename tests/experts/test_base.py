@@ -55,6 +55,6 @@ def test_a_base_that_cannot_be_loaded_is_one_line(tmp_path):
     from gopd_merge.errors import GopdError
 
     (tmp_path / "config.json").write_text('{"model_type": "no-such-architecture"}')
-    with pytest.raises(GopdError, match="the base cannot be loaded") as caught:
+    with pytest.raises(GopdError, match="its tokenizer cannot be loaded") as caught:
         load_base(Base("x", str(tmp_path)), "nf4", "cpu")
     assert "\n" not in str(caught.value)

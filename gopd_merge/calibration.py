@@ -1,0 +1,30 @@
+"""How long a run will take, from a few steps of it."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from gopd_merge.config import MergeConfig
+from gopd_merge.forecast import Forecast
+from gopd_merge.pipeline import Clock, distill, give_back_freed_memory, load_backbone
+from gopd_merge.plan import Inputs
+from gopd_merge.report.progress import Silent
+
+STEPS = 2
+
+
+def calibrate(config: MergeConfig, inputs: Inputs, forecast: Forecast) -> dict[str, float]:
+    """Seconds that the whole run will take, by phase, from STEPS steps of it after one that warms up."""
+    if forecast.is_tight:
+        give_back_freed_memory()
+    clock, warm_up = Clock(), Clock()
+    with clock.measure("load"):
+        backbone = load_backbone(config, inputs)
+    with TemporaryDirectory() as folder:
+        for seed, steps, used in ((config.seed + 1, 1, warm_up), (config.seed, STEPS, clock)):
+            few = config.model_copy(update={"steps": steps, "learning_rate": 1e-9, "seed": seed})  # the student stays as it is
+            distill(backbone, few, inputs, Path(folder) / "metrics.jsonl", used, Silent())
+    step = {phase: clock.seconds[phase] / STEPS for phase in ("rollout", "score", "update")}
+    answer = step["rollout"] / (config.batch_size // len(config.experts) * len(config.experts))
+    seconds = {phase: value * config.steps for phase, value in step.items()}
+    seconds = {"load": clock.seconds["load"], **seconds, "evaluate": answer * forecast.work.evaluated_answers}
+    return {phase: round(value, 1) for phase, value in {**seconds, "total": sum(seconds.values())}.items()}
