@@ -191,7 +191,7 @@ def fuzz(corpus: Path, libfuzzer: list[str]) -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(corpus)}
     with atheris.instrument_imports(include=["gopd_merge"], enable_loader_override=False):
         import gopd_merge.inspection
-        import gopd_merge.report.inspection  # noqa: F401
+        import gopd_merge.report.inspection  # noqa: F401 - imported here to be instrumented
     counts = {"taken": 0, "refused": 0}
     with workplace() as folder:
         for data in SEEDS:  # what is imported late, and the baseline of memory

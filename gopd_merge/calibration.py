@@ -24,7 +24,7 @@ def calibrate(config: MergeConfig, inputs: Inputs, forecast: Forecast) -> dict[s
             few = config.model_copy(update={"steps": steps, "learning_rate": 1e-9, "seed": seed})  # the student stays as it is
             distill(backbone, few, inputs, Path(folder) / "metrics.jsonl", used, Silent())
     step = {phase: clock.seconds[phase] / STEPS for phase in ("rollout", "score", "update")}
-    answer = step["rollout"] / (config.batch_size // len(config.experts) * len(config.experts))
+    answer = step["rollout"] / config.prompts_per_step
     seconds = {phase: value * config.steps for phase, value in step.items()}
     seconds = {"load": clock.seconds["load"], **seconds, "evaluate": answer * forecast.work.evaluated_answers}
     return {phase: round(value, 1) for phase, value in {**seconds, "total": sum(seconds.values())}.items()}

@@ -144,6 +144,11 @@ class MergeConfig(BaseModel):
         """Domains in the order in which everything is computed, so that the order of the flags cannot matter."""
         return tuple(sorted(self.experts))
 
+    @property
+    def prompts_per_step(self) -> int:
+        """Prompts that a step asks: the same number of each domain, so what of `batch_size` does not divide is left out."""
+        return self.batch_size // len(self.experts) * len(self.experts)
+
     def alpha_of(self, domain: str) -> float:
         """λ of a domain. A domain without one is an error, never a default (raises KeyError)."""
         return self.alpha[domain] if isinstance(self.alpha, dict) else self.alpha

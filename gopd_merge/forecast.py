@@ -174,10 +174,9 @@ class Forecast:
     def _memory_with(self, config: MergeConfig) -> Memory:
         shape = self._footprint(config.quantize)
         memory = self._without_phases(config.quantize)
-        batch_size = config.batch_size // len(config.experts) * len(config.experts)
         sizes = Sizes(
-            batch_size=batch_size,
-            micro_batch_size=min(config.micro_batch_size, batch_size),
+            batch_size=config.prompts_per_step,
+            micro_batch_size=min(config.micro_batch_size, config.prompts_per_step),
             chunk_tokens=config.chunk_tokens,
             prompt_tokens=self.work.longest_prompt,
             max_new_tokens=config.max_new_tokens,
@@ -218,7 +217,7 @@ def count_work(config: MergeConfig, inputs: Inputs) -> Work:
         check_lengths(f"{source.domain}'s test", found, config.max_new_tokens, context)
         test_lengths += found
     mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed)
-    share = config.batch_size // len(inputs.prompts)
+    share = config.prompts_per_step // len(inputs.prompts)
     domains = tuple(
         DomainWork(domain, len(found), share * config.steps, sum(found) / len(found), max(found)) for domain, found in lengths.items()
     )

@@ -93,7 +93,7 @@ class Footprint:
     def __init__(self, location: str, experts: Sequence[Expert], rank: int, targets: Sequence[str], quantize: str, device: str) -> None:
         """`location` is a folder with the base's config.json; its weights are not needed.
 
-        Raises GopdError for an architecture that cannot be built without them.
+        A model whose code does not run without values raises what it raises, here or in a phase; `Forecast` makes one error of it.
         """
         config = AutoConfig.from_pretrained(location)
         self._roles = [expert(e.domain) for e in experts]

@@ -68,7 +68,7 @@ def bubblewrap(folder: Path, tmp_bytes: int, seccomp: int | None) -> list[str]:
     for name, value in (("PATH", "/usr/bin"), ("LANG", "C.UTF-8"), ("OPENBLAS_NUM_THREADS", "1")):
         command += ["--setenv", name, value]
     command += [*_shown(), "--ro-bind", str(folder), INSIDE, *DEVICES]
-    command += ["--perms", "1777", "--size", str(tmp_bytes), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
+    command += ["--perms", "1777", "--size", str(tmp_bytes), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108 - its own
     return command if seccomp is None else [*command, "--seccomp", str(seccomp)]
 
 
@@ -130,7 +130,7 @@ def check_isolation() -> str:
         raise InputError(f"a model's code runs only in a sandbox, and bubblewrap did not start ({error}); {REMEDY}") from None
     if done.returncode or done.stdout != "1\n":
         raise InputError(f"a model's code runs only in a sandbox, and bubblewrap cannot make one here ({found}); {REMEDY}")
-    return subprocess.run([path, "--version"], capture_output=True, text=True, env={}, check=False).stdout.strip()  # noqa: S603
+    return subprocess.run([path, "--version"], capture_output=True, text=True, env={}, check=False).stdout.strip()  # noqa: S603 - found above
 
 
 def machine_filter() -> bytes | None:

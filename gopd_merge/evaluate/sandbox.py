@@ -151,7 +151,7 @@ class _Sandbox:
             seccomp = stack.enter_context(self.seccomp.open("rb")).fileno() if self.seccomp else None
             shut_in = isolation.bubblewrap(self.folder, limits.tmp_bytes, seccomp)
             command = [*shut_in, *isolation.isolated_python(isolation.RUNNER), *arguments]
-            return subprocess.Popen(command, pass_fds=() if seccomp is None else (seccomp,), **options)  # noqa: S603
+            return subprocess.Popen(command, pass_fds=() if seccomp is None else (seccomp,), **options)  # noqa: S603 - as above
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -36,7 +36,7 @@ def chat_template_warning(name: str, expert: Path, base: Path) -> str | None:
 
 def _vocabulary(path: Path) -> dict[str, int]:
     """Token to number, added tokens included. Empty where there is no file, or none that means anything."""
-    content = _read_json(path)
+    content = read_json(path)
     try:
         vocab = content["model"]["vocab"]
         if isinstance(vocab, list):  # Unigram: pairs of token and score
@@ -50,13 +50,14 @@ def _chat_template(folder: Path) -> str | None:
     path = folder / CHAT_TEMPLATE
     if path.is_file() and path.stat().st_size <= LARGEST:
         return path.read_text(encoding="utf-8", errors="replace")
-    template = _read_json(folder / TOKENIZER_CONFIG).get("chat_template")
+    template = read_json(folder / TOKENIZER_CONFIG).get("chat_template")
     return template if isinstance(template, str) else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, largest: int = LARGEST) -> dict[str, Any]:
+    """The object in a file of at most so many bytes; empty where there is none."""
     try:
-        content = json.loads(path.read_bytes()) if path.is_file() and path.stat().st_size <= LARGEST else {}
+        content = json.loads(path.read_bytes()) if path.is_file() and path.stat().st_size <= largest else {}
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

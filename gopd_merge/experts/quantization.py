@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gopd_merge.errors import InputError
+from gopd_merge.experts.fingerprint import read_json
 
 NAMES = {"nf4": "4-bit NF4", "fp4": "4-bit FP4", "int8": "8 bits", "none": "full precision"}
 CARD, MANIFEST = "README.md", "merge.json"
@@ -42,11 +43,9 @@ def unpacked_shapes(shapes: dict[str, list[int]], states: dict[str, bytes]) -> d
 
 def _training_quantization(folder: Path) -> str | None:
     """From the manifest of a merge, else from the card; None where neither says."""
-    try:
-        found = json.loads(_read(folder / MANIFEST) or "{}")["base"]["quantization"]
+    base = read_json(folder / MANIFEST, LARGEST).get("base")
+    if isinstance(base, dict) and isinstance(found := base.get("quantization"), str):
         return found if found in NAMES else None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
     lines = dict(CARD_LINE.findall(_read(folder / CARD)))
     return _kind({key: {"True": True, "False": False}.get(value, value) for key, value in lines.items()}) if lines else None
 
