@@ -61,6 +61,24 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def replace_json(path: Path, content: Mapping[str, Any]) -> None:
+    """The same in place of an earlier one, which stays whole until the new one is on the disk."""
+    partial = path.with_name(path.name + ".partial")
+    write_json(partial, content)
+    _fsync(partial)
+    partial.replace(path)
+    _fsync(path.absolute().parent)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; none where there is no file. A last line that was cut off is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines if line]
+    except (OSError, ValueError):
+        return []
+
+
 @torch.no_grad()
 def verify_adapter(backbone: Backbone, folder: Path, prompts: list[str]) -> None:
     """Read the written adapter back with plain PEFT, beside the student on the same base: finite, and the same logits.

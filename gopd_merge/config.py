@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,6 +16,7 @@ from gopd_merge.errors import InputError
 
 HUB_REVISION = re.compile(r"^([\w.-]+/[\w.-]+)@.*")
 DOMAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+Config = TypeVar("Config", bound=BaseModel)
 
 
 def option(default: Any, help: str, group: str, cli_type: Any = None, **checks: Any) -> Any:
@@ -91,7 +92,7 @@ class MergeConfig(BaseModel):
         if isinstance(value, str):
             value = [value]
         if isinstance(value, Sequence):
-            value = _pairs("--experts", value, default_key=expert_domain)
+            value = pairs("--experts", value, default_key=expert_domain)
         if isinstance(value, Mapping):
             for domain in value:
                 if not DOMAIN_NAME.fullmatch(str(domain)):
@@ -102,7 +103,7 @@ class MergeConfig(BaseModel):
     @classmethod
     def _alpha(cls, value: Any) -> Any:
         if isinstance(value, Sequence) and not isinstance(value, str):
-            value = value[0] if len(value) == 1 and "=" not in str(value[0]) else _pairs("--alpha", value)
+            value = value[0] if len(value) == 1 and "=" not in str(value[0]) else pairs("--alpha", value)
         if isinstance(value, Mapping):
             return {domain: _number(number, f"{domain}=") for domain, number in value.items()}
         return _number(value)
@@ -110,7 +111,7 @@ class MergeConfig(BaseModel):
     @field_validator("prompts", mode="before")
     @classmethod
     def _prompts(cls, value: Any) -> Any:
-        return value if isinstance(value, Mapping) else _pairs("--prompts", value)
+        return value if isinstance(value, Mapping) else pairs("--prompts", value)
 
     @field_validator("memory", mode="wrap")
     @classmethod
@@ -164,7 +165,7 @@ def _number(value: Any, label: str = "") -> float:
     return number
 
 
-def _pairs(flag: str, values: Sequence[str], default_key: Callable[[str], str] | None = None) -> dict[str, str]:
+def pairs(flag: str, values: Sequence[str], default_key: Callable[[str], str] | None = None) -> dict[str, str]:
     """KEY=VALUE texts to a mapping; a text without = goes under `default_key(text)`."""
     pairs: dict[str, str] = {}
     for text in [values] if isinstance(values, str) else map(str, values):
@@ -181,9 +182,14 @@ def _pairs(flag: str, values: Sequence[str], default_key: Callable[[str], str] |
 
 
 def make_config(options: Mapping[str, Any]) -> MergeConfig:
-    """A checked config. Raises InputError with one line when an option does not hold."""
+    """A checked config of a merge. Raises InputError with one line when an option does not hold."""
+    return checked(MergeConfig, options)
+
+
+def checked(kind: type[Config], options: Mapping[str, Any]) -> Config:
+    """A config of that kind. Raises InputError with one line when an option does not hold."""
     try:
-        return MergeConfig.model_validate(dict(options))
+        return kind.model_validate(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
@@ -191,7 +197,7 @@ def make_config(options: Mapping[str, Any]) -> MergeConfig:
         if first["type"] == "value_error":
             raise InputError(message) from None
         if first["type"] == "extra_forbidden":
-            raise InputError(f"{name} is not an option of the merge; see gopd-merge --help") from None
+            raise InputError(f"{name} is not an option; see gopd-merge --help") from None
         given = first["input"]
         raise InputError(f"--{name.replace('_', '-')} {given}: {message[0].lower()}{message[1:]}; see gopd-merge --help") from None
 

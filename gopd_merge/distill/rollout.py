@@ -54,6 +54,14 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Format:
+    """How a prompt's text reaches the model."""
+
+    chat: bool = True  # as a user's message in the base's chat template, where it has one; else as plain text
+    system: str | None = None  # a message of the system before it
+
+
+@dataclass(frozen=True)
 class Answers:
     """Decoded responses of one model."""
 
@@ -62,37 +70,52 @@ class Answers:
     capped: tuple[bool, ...]  # whether the length limit cut the response
 
 
-def encode(backbone: Backbone, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Chat-formatted prompts, padded on the left: ids and mask, both (B, P)."""
-    encoded = tokenize(backbone.tokenizer, prompts, return_tensors="pt", padding=True)
+CHAT = Format()
+
+
+def encode(backbone: Backbone, prompts: Sequence[str], form: Format = CHAT) -> tuple[Tensor, Tensor]:
+    """Formatted prompts, padded on the left: ids and mask, both (B, P)."""
+    encoded = tokenize(backbone.tokenizer, prompts, form, return_tensors="pt", padding=True)
     return encoded["input_ids"].to(backbone.device), encoded["attention_mask"].to(backbone.device)
 
 
-def prompt_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[int]:
+def prompt_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], form: Format = CHAT) -> list[int]:
     """Tokens of each prompt as the roles will read it."""
-    return [len(ids) for ids in tokenize(tokenizer, prompts)["input_ids"]]
+    return [len(ids) for ids in tokenize(tokenizer, prompts, form)["input_ids"]]
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], **options: Any) -> Any:
-    """Prompts as a user's message in the base's chat template; a base without one gets plain text."""
-    if tokenizer.chat_template:
+def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], form: Format = CHAT, **options: Any) -> Any:
+    """Prompts in the base's chat template; a base without one gets plain text, after the system's message if there is one."""
+    chat = form.chat and bool(tokenizer.chat_template)
+    if chat:
+        before = [{"role": "system", "content": form.system}] if form.system else []
         prompts = [
-            tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
+            tokenizer.apply_chat_template([*before, {"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
             for text in prompts
         ]
-    return tokenizer(list(prompts), add_special_tokens=not tokenizer.chat_template, **options)
+    elif form.system:
+        prompts = [f"{form.system}\n\n{text}" for text in prompts]
+    return tokenizer(list(prompts), add_special_tokens=not chat, **options)
 
 
 @torch.no_grad()
 def generate(
-    backbone: Backbone, role: str, prompts: Sequence[str], domains: Sequence[str], max_new_tokens: int, temperature: float = 1.0
+    backbone: Backbone,
+    role: str,
+    prompts: Sequence[str],
+    domains: Sequence[str],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    form: Format = CHAT,
+    stop: Sequence[str] = (),
 ) -> Rollout:
     """Sample one response to each prompt as `role` (temperature 0 is greedy), from torch's global generator.
 
+    A response ends with a stop token, or with the token in which it has one of the texts `stop`.
     Every cut and penalty is off, whatever the base's own generation_config.json says: anything else would be another
     distribution than the one that is trained and measured.
     """
-    ids, mask = encode(backbone, prompts)  # (B, P)
+    ids, mask = encode(backbone, prompts, form)  # (B, P)
     with backbone.role(role) as model:
         base = model.get_base_model()
         stored = base.generation_config
@@ -103,32 +126,52 @@ def generate(
             eos_token_id=sorted(stop_ids),
             pad_token_id=backbone.tokenizer.pad_token_id,
             **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
+            **({"stop_strings": list(stop)} if stop else {}),
         )
         base.generation_config = plain  # generate() fills what a given config leaves open from the model's own
         try:
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)  # (B, P + T)
+            tokenizer = {"tokenizer": backbone.tokenizer} if stop else {}
+            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain, **tokenizer)  # (B, P + T)
         finally:
             base.generation_config = stored
     response = out[:, ids.shape[1] :]  # (B, T)
-    stops = torch.isin(response, torch.tensor(sorted(stop_ids), device=response.device))
-    response_mask = (stops.cumsum(1) - stops.long()) == 0  # up to and with the first stop token
+    ends = torch.isin(response, torch.tensor(sorted(stop_ids), device=response.device))  # (B, T)
+    if stop:
+        ends |= _ends_in_text(backbone.tokenizer, response, stop)
+    response_mask = (ends.cumsum(1) - ends.long()) == 0  # up to and with the first end
     return Rollout(
         ids=out,
         attention_mask=torch.cat([mask, response_mask.long()], dim=1),
         response_mask=response_mask,
-        capped=~stops.any(1),
+        capped=~ends.any(1),
         domains=tuple(domains),
     )
 
 
-def answers(backbone: Backbone, rollout: Rollout) -> Answers:
-    """The responses as text, without special tokens."""
-    response = rollout.ids[:, rollout.prompt_width :]
+def answers(backbone: Backbone, rollout: Rollout, stop: Sequence[str] = ()) -> Answers:
+    """The responses as text, without special tokens, up to the first of the texts `stop`."""
+    response_ids = rollout.ids[:, rollout.prompt_width :]
     lengths = rollout.response_mask.sum(1).tolist()
     texts = backbone.tokenizer.batch_decode(
-        [row[:length] for row, length in zip(response.tolist(), lengths, strict=True)], skip_special_tokens=True
+        [row[:length] for row, length in zip(response_ids.tolist(), lengths, strict=True)], skip_special_tokens=True
     )
+    for text in stop:
+        texts = [response_text.partition(text)[0] for response_text in texts]
     return Answers(tuple(texts), tuple(lengths), tuple(rollout.capped.tolist()))
+
+
+def _ends_in_text(tokenizer: PreTrainedTokenizerBase, response: Tensor, stop: Sequence[str]) -> Tensor:
+    """(B, T) True on the token that completes the first stop text of a row."""
+    ends = torch.zeros_like(response, dtype=torch.bool)
+    for row, ids in enumerate(response.tolist()):
+        if any(text in tokenizer.decode(ids) for text in stop):
+            low, high = 1, len(ids)  # the shortest beginning that holds one
+            while low < high:
+                middle = (low + high) // 2
+                found = any(text in tokenizer.decode(ids[:middle]) for text in stop)
+                low, high = (low, middle) if found else (middle + 1, high)
+            ends[row, low - 1] = True
+    return ends
 
 
 def _stop_ids(backbone: Backbone, config: GenerationConfig) -> set[int]:

@@ -114,6 +114,22 @@ def _score_part(backbone: Backbone, part: Rollout, alphas: Mapping[str, float], 
     return terms
 
 
+@torch.no_grad()
+def mean_rewards(backbone: Backbone, rollout: Rollout, role: str, micro_batch_size: int) -> list[float]:
+    """Of each response, the mean over its tokens of log π_role/π_0 (nats a token): the reward that the role's training left in it."""
+    means = []
+    for start in range(0, len(rollout.domains), micro_batch_size):
+        part = rollout.rows(start, start + micro_batch_size)
+        ids = part.response_ids().unsqueeze(-1)  # (n, 1)
+        log_probs = []
+        for who in (role, REFERENCE):
+            hidden = part.predicting(backbone.hidden(who, part.ids, part.attention_mask))  # (n, H)
+            log_probs.append(backbone.logits(hidden, who).log_softmax(-1).gather(-1, ids).squeeze(-1))  # (n,)
+        ratios = (log_probs[0] - log_probs[1]).split(part.response_mask.sum(1).tolist())
+        means += [float(ratio.mean()) for ratio in ratios]
+    return means
+
+
 def _probed_tokens(rollout: Rollout) -> Tensor:
     """(S,) at most PROBED_TOKENS of each response, evenly spread."""
     chosen = []

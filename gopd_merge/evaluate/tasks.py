@@ -1,59 +1,61 @@
-"""A benchmark: questions of one domain, asked of a model and graded."""
+"""A model is asked the questions of a benchmark, and its answers are graded."""
 
+import hashlib
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+
+import torch
 
 from gopd_merge.distill.rollout import Answers
-from gopd_merge.evaluate.graders import Question, grade_all
-from gopd_merge.evaluate.statistics import Result, wilson_interval
+from gopd_merge.evaluate.answers import Answer, AnswerFile
+from gopd_merge.evaluate.metrics import grade
+from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark
 
-Respond = Callable[[Sequence[str]], Answers]  # prompts -> their answers, in order
-
-
-@dataclass(frozen=True)
-class Task:
-    """Questions of one domain. Every model is asked the same ones in the same order, so that results can be paired."""
-
-    domain: str
-    questions: tuple[Question, ...]
+Respond = Callable[[Sequence[str]], tuple[Answers, Sequence[float] | None]]  # prompts -> their answers in order, and rewards if they are asked for
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one model did on a task; entry i speaks of question i."""
+def ask(
+    benchmark: Benchmark,
+    respond: Respond,
+    file: AnswerFile,
+    seed: int,
+    batch_size: int,
+    unsafe_exec: bool = False,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Answer]:
+    """The benchmark's `samples` answers to each question, those that `file` lacks asked and added to it batch by batch.
 
-    correct: tuple[bool, ...]
-    lengths: tuple[int, ...]  # tokens
-    capped: tuple[bool, ...]
+    Every batch draws from a generator of its own seed, so that a run that was stopped gets the answers it would have had.
+    `told` hears how many answers are there, of how many.
+    """
+    questions = sorted(benchmark.items, key=lambda item: (len(item.prompt), item.id))  # of like length: less padding
+    asked = [(item, sample) for sample in range(benchmark.suite.samples) for item in questions]
+    for start in range(len(file.answers), len(asked), batch_size):
+        told(start, len(asked))
+        batch = asked[start : start + batch_size]
+        began = time.perf_counter()
+        torch.manual_seed(batch_seed(seed, benchmark, start))
+        answers, rewards = respond([item.prompt for item, _ in batch])
+        if benchmark.metric == EXPERT_REWARD:
+            assert rewards is not None  # who asks an open-ended benchmark gives them
+            scores = list(rewards)
+        else:
+            graded = grade(benchmark.metric, [item for item, _ in batch], [[text] for text in answers.texts], unsafe_exec)
+            scores = [float(correct) for (correct,) in graded]
+        seconds = (time.perf_counter() - began) / len(batch)
+        file.append(
+            [
+                Answer(item.id, sample, text, score, length, capped, round(seconds, 4))
+                for (item, sample), text, score, length, capped in zip(
+                    batch, answers.texts, scores, answers.lengths, answers.capped, strict=True
+                )
+            ]
+        )
+    told(len(asked), len(asked))
+    return file.answers
 
 
-def ask(task: Task, respond: Respond, batch_size: int, unsafe_exec: bool = False) -> Outcome:
-    """One answer to each question. Programs in the answers run in the sandbox, or in none with `unsafe_exec`."""
-    correct: list[bool] = []
-    lengths: list[int] = []
-    capped: list[bool] = []
-    for start in range(0, len(task.questions), batch_size):
-        questions = task.questions[start : start + batch_size]
-        answers = respond([question.prompt for question in questions])
-        correct += grade_all(questions, answers.texts, unsafe_exec)
-        lengths += answers.lengths
-        capped += answers.capped
-    return Outcome(tuple(correct), tuple(lengths), tuple(capped))
-
-
-def result_row(suite: str, outcome: Outcome, **described: Any) -> Result:
-    """The row of one outcome, with its 95 % interval over questions. `described` gives the fields that the outcome does not."""
-    n, correct = len(outcome.correct), sum(outcome.correct)
-    low, high = wilson_interval(correct, n)
-    return Result(
-        suite=suite,
-        n=n,
-        k=1,
-        score=correct / n,
-        low=low,
-        high=high,
-        length_mean=sum(outcome.lengths) / n,
-        length_capped=sum(outcome.capped) / n,
-        **described,
-    )
+def batch_seed(seed: int, benchmark: Benchmark, start: int) -> int:
+    """Of the batch that begins with answer `start`: the same for every model, so that their answers can be paired."""
+    text = f"{seed} {benchmark.suite.name} {benchmark.domain} {benchmark.split} {start}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])

@@ -1,0 +1,95 @@
+"""The command line: parse, call one function, print. The only place that prints, and the last to import torch."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import cyclopts
+from cyclopts import App, Group
+
+import gopd_merge
+from gopd_merge.cli import evaluating, looking, merging
+from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, JSON, QUIET, signature
+from gopd_merge.config import MergeConfig
+from gopd_merge.errors import GopdError
+from gopd_merge.eval_config import CompareConfig, EvalConfig
+
+HELP = """Merge LoRA experts of one base model into one adapter, by on-policy distillation (G-OPD / ExOPD).
+
+    gopd-merge --experts adapters/math.lora adapters/code.lora --alpha 2
+
+    gopd-merge --experts math.lora code.lora --prompts math=m.jsonl code=c.jsonl --output merged.lora
+
+    gopd-merge --config merged.lora/merge.json --overwrite
+"""
+
+
+def build_app() -> App:
+    """The command with one flag per field of its config."""
+    app = App(
+        name="gopd-merge",
+        help=HELP,
+        help_format="markdown",
+        version=gopd_merge.__version__,
+        help_on_error=False,
+        group_commands=Group("Commands", sort_key=-1),
+    )
+    app["--help"].group = app["--version"].group = Group("Information", sort_key=9)
+
+    def run(**options: Any) -> None:
+        merging.plan(options) if options.pop("dry_run", False) else merging.merge(options)
+
+    def plan(**options: Any) -> None:
+        """Show what a merge would use and take: inputs, prompts, tokens, memory by part, time. Takes all options of the merge."""
+        merging.plan(options)
+
+    def evaluate(*adapters: str, **options: Any) -> None:
+        """Measure adapters on benchmarks, beside their base. An evaluation that was stopped goes on where it was."""
+        evaluating.evaluate(EvalConfig, adapters, options)
+
+    def compare(*adapters: str, **options: Any) -> None:
+        """Measure a merge against its experts and against rivals that are tuned on validation questions: is it really better?"""
+        evaluating.evaluate(CompareConfig, adapters, options)
+
+    run.__signature__ = signature(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN)  # type: ignore[attr-defined]
+    plan.__signature__ = signature(MergeConfig, CONFIG, JSON, CALIBRATE)  # type: ignore[attr-defined]
+    evaluate.__signature__ = signature(EvalConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
+    compare.__signature__ = signature(CompareConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
+    app.default(run)
+    app.command(plan)
+    app.command(evaluate, name="eval")
+    app.command(compare)
+    app.command(evaluating.report, name="report")
+    app.command(looking.inspect, name="inspect")
+    app.command(looking.doctor, name="doctor")
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 done, 1 failed, 2 refused, 128 + n stopped by signal n."""
+    app = build_app()
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    if "--quiet" in tokens or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    try:
+        if not tokens:
+            app.help_print()
+            return 2
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except GopdError as error:
+        for line in str(error).splitlines():  # one, or a heading with its findings indented
+            print(line if line.startswith("  ") else f"gopd-merge: {line}", file=sys.stderr)
+        return error.exit_code
+    except cyclopts.UnusedCliTokensError as error:
+        name = (error.unused_tokens or [""])[0]
+        print(f"gopd-merge: {name} is neither an option nor a command; name adapters with --experts, see --help", file=sys.stderr)
+        return 2
+    except cyclopts.CycloptsError as error:
+        print(f"gopd-merge: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read stdout is gone; do not trip over it at exit
+        return 1
+    return 0

@@ -1,0 +1,78 @@
+"""`gopd-merge` and `gopd-merge plan`: the merge, and what it will take."""
+
+from json import dumps as dump_json
+from pathlib import Path
+from typing import Any
+
+from gopd_merge.cli.quiet import quieten_libraries, stop_on_signals
+from gopd_merge.config import MergeConfig, make_config, read_config_file
+from gopd_merge.errors import GopdError, InputError, Interrupted
+
+
+def plan(options: dict[str, Any]) -> None:
+    as_json, with_time = options.pop("json", False), options.pop("calibrate", False)
+    options.pop("quiet", False)
+    config = _config(options)
+    from rich.console import Console
+
+    from gopd_merge.plan import check_output, read_inputs
+
+    console = Console(stderr=True)
+    inputs = read_inputs(config, weights=with_time)
+    quieten_libraries()
+    with console.status("counting tokens and memory"):
+        from gopd_merge.forecast import Forecast
+        from gopd_merge.report.plan import plan_text
+
+        forecast = Forecast(config, inputs)
+        document = forecast.document()
+    try:
+        check_output(config.output, config.overwrite)
+    except InputError as error:
+        document["warnings"].append(str(error))  # the merge will not begin, but its plan is worth seeing
+    if with_time and forecast.fits:
+        from gopd_merge.calibration import calibrate
+
+        with console.status("measuring a few steps"):
+            document["seconds"] = calibrate(config, inputs, forecast)
+    print(dump_json(document, ensure_ascii=False) if as_json else plan_text(document))
+    forecast.check()
+
+
+def merge(options: dict[str, Any]) -> None:
+    as_json, quiet = options.pop("json", False), options.pop("quiet", False)
+    config = _config(options)
+    from gopd_merge.plan import check_output, read_inputs
+
+    check_output(config.output, config.overwrite)
+    inputs = read_inputs(config)  # refuses within a second, before torch is imported
+
+    quieten_libraries()
+    stop_on_signals()
+    from gopd_merge import pipeline
+    from gopd_merge.report.progress import Progress, Silent
+
+    with Silent() if quiet else Progress() as listener:
+        try:
+            result = pipeline.merge(config, listener, inputs)
+        except OSError as error:
+            raise GopdError(f"{error.filename or config.output}: {error.strerror or error}; {_kept(config.output)}") from error
+        except Interrupted as error:
+            raise Interrupted(f"stopped; {_kept(config.output)}", error.exit_code - 128) from None
+    print(dump_json(result.document, ensure_ascii=False) if as_json else _summary(result.table, config))
+
+
+def _config(options: dict[str, Any]) -> MergeConfig:
+    file = options.pop("config", None)
+    return make_config((read_config_file(file) if file else {}) | options)
+
+
+def _kept(output: Path) -> str:
+    """Where a run that did not finish left the student."""
+    partial = output.with_name(output.name + ".partial")
+    kept = f"{partial} holds the student so far" if (partial / "adapter_model.safetensors").is_file() else "no step was finished"
+    return f"{kept}; {output} was not touched"
+
+
+def _summary(table: str, config: MergeConfig) -> str:
+    return f"{table}\n\n{config.output} written and verified".lstrip()

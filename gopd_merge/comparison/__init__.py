@@ -1,0 +1,1 @@
+"""Is the merge really better? Everybody answers the same questions on one loaded base."""

@@ -1,0 +1,132 @@
+"""The comparison as one JSON document: what `--json` prints, `evaluation/results.json` keeps and `gopd-merge report` reads."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from gopd_merge.artefacts import read_json_lines
+from gopd_merge.comparison.contenders import Contender
+from gopd_merge.comparison.measuring import Measured, key_of
+from gopd_merge.comparison.tuning import Tuned
+from gopd_merge.distillation import METRICS
+from gopd_merge.evaluate.statistics import Comparison, Result
+from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark
+from gopd_merge.report.terminal import label_of
+
+SCHEMA, KIND = 1, "comparison"
+SAMPLES = 24  # questions of each benchmark that are shown with their answers
+LONGEST = 10_000  # characters of an answer that are kept there; the whole is in answers/
+
+
+def comparison_document(
+    measured: Sequence[Measured],
+    headline: Sequence[Measured] | None,
+    results: Sequence[Result],
+    comparisons: Sequence[Comparison],
+    test: Sequence[Benchmark],
+    tuned: Sequence[Tuned],
+    validation: Sequence[Benchmark],
+    described: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All of it. `described` holds what the run knows of itself: command, inputs, base, config, seconds, environment."""
+    device = described["environment"]["device"]
+    about = headline[0].contender if headline else measured[-1].contender
+    return {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "output": about.name,
+        "headline": {"method": about.method, "alpha": about.alpha},
+        "suites": [_suite(benchmark, validation) for benchmark in test],
+        "methods": [_method(one, next((t for t in tuned if t.contender is one.contender), None), device) for one in measured],
+        "results": [asdict(row) for row in results],
+        "comparisons": [asdict(row) for row in comparisons],
+        "tuning": [
+            {"method": t.contender.method, **asdict(point), "chosen": point.parameters == (t.contender.parameters or {})}
+            for t in tuned
+            for point in t.points
+        ],
+        "curves": [curve for one in measured if (curve := _curve(one.contender))],
+        "samples": [sample for benchmark in test for sample in _samples(benchmark, measured)],
+        **described,
+    }
+
+
+def _suite(benchmark: Benchmark, validation: Sequence[Benchmark]) -> dict[str, Any]:
+    suite = benchmark.suite
+    tuned_on = sorted({f"{v.suite.name}, {len(v.items):,} validation questions" for v in validation if v.domain == benchmark.domain})
+    return {
+        "suite": suite.name,
+        "domain": benchmark.domain,
+        "version": benchmark.version,
+        "metric": benchmark.metric,
+        "about": suite.about,
+        "licence": suite.licence,
+        "split": benchmark.split,
+        "n": len(benchmark.items),
+        "k": suite.samples,
+        "temperature": suite.temperature,
+        "max_new_tokens": suite.max_new_tokens,
+        "stop": list(suite.stop),
+        "chat": suite.chat,
+        "tuned_on": "; ".join(tuned_on) or None,
+    }
+
+
+def _method(one: Measured, tuning: Tuned | None, device: str) -> dict[str, Any]:
+    contender = one.contender
+    answers = [answer for found in one.answers.values() for answer in found]
+    tuned = tuning.answers if tuning else ()
+    return {
+        "method": contender.method,
+        "label": label_of(contender.method, contender.alpha),
+        "kind": contender.kind,
+        "parameters": contender.parameters,
+        "alpha": contender.alpha,
+        "seed": contender.seed,
+        "sha256": contender.sha256,
+        "adapter": contender.name,
+        "cost": {
+            "train_seconds": round(contender.train_seconds, 2),
+            "tune_seconds": round(sum(answer.seconds for answer in tuned), 2),
+            "answer_seconds": round(sum(answer.seconds for answer in answers), 2),
+            "tune_answers": len(tuned),
+            "answers": len(answers),
+            "tokens": contender.train_tokens + sum(answer.length for answer in (*tuned, *answers)),
+            "device": device,
+        },
+    }
+
+
+def _curve(contender: Contender) -> dict[str, Any] | None:
+    """The metrics of a training run whose log came with its adapter."""
+    rows = read_json_lines(contender.folder / METRICS) if contender.folder else []
+    label = label_of(contender.method, contender.alpha)
+    return {"label": label, "method": contender.method, "alpha": contender.alpha, "seed": contender.seed, "rows": rows} if rows else None
+
+
+def _samples(benchmark: Benchmark, measured: Sequence[Measured]) -> list[dict[str, Any]]:
+    """Some questions with every method's first answer: those whose ids have the smallest hashes, so nobody chose them."""
+    shown = sorted(benchmark.items, key=lambda item: hashlib.sha256(f"shown {item.id}".encode()).digest())[:SAMPLES]
+    first = [{a.id: a for a in one.answers[key_of(benchmark)] if a.sample == 0} for one in measured]
+    return [
+        {
+            "suite": benchmark.suite.name,
+            "domain": benchmark.domain,
+            "id": item.id,
+            "prompt": item.prompt,
+            "reference": item.answer,
+            "answers": [
+                {
+                    "method": one.contender.method,
+                    "alpha": one.contender.alpha,
+                    "text": answer_of[item.id].text[:LONGEST],
+                    "correct": answer_of[item.id].score if benchmark.metric == EXPERT_REWARD else bool(answer_of[item.id].score),
+                    "length": answer_of[item.id].length,
+                    "capped": answer_of[item.id].capped,
+                }
+                for one, answer_of in zip(measured, first, strict=True)
+            ],
+        }
+        for item in shown
+    ]

@@ -1,0 +1,212 @@
+"""Contenders answer benchmarks on one loaded base; their answers become results and comparisons."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gopd_merge.comparison.contenders import Contender
+from gopd_merge.distill.backbone import Backbone, expert
+from gopd_merge.distill.rollout import Answers, Format, answers, generate, prompt_lengths
+from gopd_merge.distill.target import mean_rewards
+from gopd_merge.distillation import Listener
+from gopd_merge.errors import InputError
+from gopd_merge.evaluate.answers import Answer, AnswerFile
+from gopd_merge.evaluate.statistics import Comparison, Result, Scores, paired, scores_of, summarise, with_holm
+from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark
+from gopd_merge.evaluate.tasks import ask
+from gopd_merge.experts.base import Base
+
+ANSWERS, TUNING = "answers", "tuning"
+Key = tuple[str, str]  # suite and domain
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How everybody is asked: the same for all, so that answers can be paired."""
+
+    folder: Path  # for the files of answers
+    base: Mapping[str, Any]  # what identifies it, for the files
+    seed: int
+    batch_size: int
+    unsafe_exec: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a contender answered, by benchmark."""
+
+    contender: Contender
+    answers: Mapping[Key, Sequence[Answer]]
+
+
+def identity(base: Base, quantize: str) -> dict[str, Any]:
+    """What answers on this base depend on."""
+    return {"base": base.name, "commit": base.commit, "quantize": quantize}
+
+
+def key_of(benchmark: Benchmark) -> Key:
+    """What a benchmark is found by."""
+    return benchmark.suite.name, benchmark.domain
+
+
+def measure(
+    backbone: Backbone,
+    contender: Contender,
+    benchmark: Benchmark,
+    setup: Setup,
+    kind: str = ANSWERS,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Answer]:
+    """All answers of a contender to a benchmark; those that are on disk already are not asked again. Raises InputError as AnswerFile."""
+    suite = benchmark.suite
+    header = {
+        "suite": suite.name,
+        "domain": benchmark.domain,
+        "split": benchmark.split,
+        "version": benchmark.version,
+        "questions": len(benchmark.items),
+        "samples": suite.samples,
+        "seed": setup.seed,
+        "method": contender.method,
+        "parameters": contender.parameters,
+        "sha256": contender.sha256,
+        **setup.base,
+    }
+    grid_point = "-".join(f"{name}-{value:g}" for name, value in (contender.parameters or {}).items()) if kind == TUNING else ""
+    name = ".".join(part for part in (suite.name, benchmark.domain, contender.slug, grid_point, "jsonl") if part)
+    file = AnswerFile(setup.folder / kind / name, header, setup.batch_size)
+    if len(file.answers) == len(benchmark.items) * suite.samples:
+        return file.answers  # without putting its adapter on the base
+    with contender.on(backbone) as role:
+        return ask(benchmark, _respond(backbone, role, benchmark, setup), file, setup.seed, setup.batch_size, setup.unsafe_exec, told)
+
+
+def measure_all(
+    backbone: Backbone, contenders: Sequence[Contender], benchmarks: Sequence[Benchmark], setup: Setup, listener: Listener
+) -> list[Measured]:
+    """Everybody on everything."""
+    measured = []
+    total = len(contenders) * len(benchmarks)
+    for contender in contenders:
+        found = {}
+        for benchmark in benchmarks:
+            done, label = len(measured) * len(benchmarks) + len(found), f"{contender.method} on {benchmark.domain}"
+
+            def told(here: int, of: int, done: int = done, label: str = label) -> None:
+                listener.evaluating(done + here / of, total, label)
+
+            found[key_of(benchmark)] = measure(backbone, contender, benchmark, setup, told=told)
+        measured.append(Measured(contender, found))
+    return measured
+
+
+def _respond(backbone: Backbone, role: str, benchmark: Benchmark, setup: Setup) -> Callable[[Sequence[str]], tuple[Answers, list[float] | None]]:
+    suite = benchmark.suite
+
+    def respond(prompts: Sequence[str]) -> tuple[Answers, list[float] | None]:
+        domains = [benchmark.domain] * len(prompts)
+        rollout = generate(
+            backbone, role, prompts, domains, suite.max_new_tokens, suite.temperature, Format(suite.chat, suite.system), suite.stop
+        )
+        rewards = None
+        if benchmark.metric == EXPERT_REWARD:
+            rewards = mean_rewards(backbone, rollout, expert(benchmark.domain), min(32, setup.batch_size))
+        return answers(backbone, rollout, suite.stop), rewards
+
+    return respond
+
+
+def check_context(backbone_tokenizer: Any, context: int | None, benchmarks: Sequence[Benchmark]) -> None:
+    """Raises InputError for a question that, with its answer, is longer than the base's context."""
+    for benchmark in benchmarks:
+        suite = benchmark.suite
+        form = Format(suite.chat, suite.system)
+        lengths = prompt_lengths(backbone_tokenizer, [item.prompt for item in benchmark.items], form)
+        longest = max(lengths)
+        if context is not None and longest + suite.max_new_tokens > context:
+            raise InputError(
+                f"{suite.name}: the question {benchmark.items[lengths.index(longest)].id} has {longest:,} tokens; with "
+                f"--max-new-tokens {suite.max_new_tokens} that is more than the base's context of {context:,}; lower --max-new-tokens"
+            )
+
+
+def scores(measured: Sequence[Measured], key: Key) -> Scores:
+    """The scores of one method on a benchmark; `measured` are its seeds."""
+    ids = sorted({answer.id for answer in measured[0].answers[key]})
+    row = {id: index for index, id in enumerate(ids)}
+    arrays = []
+    for one in measured:
+        found = one.answers[key]
+        array = np.empty((len(ids), len(found) // len(ids)))
+        for answer in found:
+            array[row[answer.id], answer.sample] = answer.score
+        arrays.append(array)
+    return scores_of(ids, *arrays)
+
+
+def result(measured: Sequence[Measured], benchmark: Benchmark, seed: int) -> Result:
+    """The row of one method on a benchmark; `measured` are its seeds, `seed` that of the sampling, for methods without training."""
+    key, contender = key_of(benchmark), measured[0].contender
+    found = [answer for one in measured for answer in one.answers[key]]
+    estimate = summarise(scores(measured, key))
+    seeds = [seed if one.contender.seed is None else one.contender.seed for one in measured]
+    return Result(
+        suite=benchmark.suite.name,
+        domain=benchmark.domain,
+        method=contender.method,
+        parameters=contender.parameters,
+        alpha=contender.alpha,
+        split=benchmark.split,
+        seed=seeds[0] if len(seeds) == 1 else None,
+        seeds=seeds,
+        seed_sd=estimate.seed_sd,
+        n=estimate.n,
+        k=estimate.k,
+        temperature=benchmark.suite.temperature,
+        metric=benchmark.metric,
+        score=estimate.score,
+        low=estimate.low,
+        high=estimate.high,
+        length_mean=sum(answer.length for answer in found) / len(found),
+        length_capped=sum(answer.capped for answer in found) / len(found),
+        empty=sum(not answer.text.strip() for answer in found) / len(found),
+    )
+
+
+def by_method(measured: Sequence[Measured]) -> list[list[Measured]]:
+    """The seeds of each method together, in the order in which the methods come."""
+    groups: dict[str, list[Measured]] = {}
+    for one in measured:
+        groups.setdefault(json.dumps([one.contender.method, one.contender.alpha, one.contender.parameters]), []).append(one)
+    return list(groups.values())
+
+
+def comparisons(
+    headline: Sequence[Measured], rivals: Mapping[str, Sequence[Measured]], benchmarks: Sequence[Benchmark], own_expert: Mapping[str, Sequence[Measured]]
+) -> list[Comparison]:
+    """The merge against each rival on each benchmark, and against the domain's own expert; Holm's correction over all of them.
+
+    `rivals` maps what a rival is ("best static merge") to its seeds, `own_expert` a domain to its expert.
+    """
+    rows = []
+    for benchmark in benchmarks:
+        against = {**({"best expert": own_expert[benchmark.domain]} if benchmark.domain in own_expert else {}), **rivals}
+        for rival_is, rival in against.items():
+            key = key_of(benchmark)
+            rows.append(
+                paired(
+                    scores(headline, key),
+                    scores(rival, key),
+                    suite=benchmark.suite.name,
+                    domain=benchmark.domain,
+                    method=headline[0].contender.method,
+                    rival=rival[0].contender.method,
+                    rival_is=rival_is,
+                )
+            )
+    return with_holm(rows)
+

@@ -1,0 +1,222 @@
+"""`gopd-merge eval` and `gopd-merge compare`, read from top to bottom: check, load one base, tune the rivals, ask everybody, conclude."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gopd_merge import artefacts
+from gopd_merge.comparison.contenders import BASE, Contender, Entry, Field, of_experts, read_entry, read_field
+from gopd_merge.comparison.document import comparison_document
+from gopd_merge.comparison.measuring import ANSWERS, TUNING, Measured, Setup, by_method, check_context, comparisons, identity, measure_all, result
+from gopd_merge.comparison.tuning import Tuned, best_static, tune
+from gopd_merge.config import MergeConfig
+from gopd_merge.distill.backbone import STUDENT, Backbone
+from gopd_merge.distillation import METRICS, Clock, Listener, load_roles, manifest, train_student
+from gopd_merge.errors import InputError
+from gopd_merge.eval_config import OPD, CompareConfig, EvalConfig
+from gopd_merge.evaluate.sandbox import check_sandbox
+from gopd_merge.evaluate.statistics import Comparison, Result
+from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark, Suite, load_benchmarks, read_suite, tuning_suite
+from gopd_merge.experts.base import context_length
+from gopd_merge.plan import MANIFEST, read_inputs
+from gopd_merge.report.progress import Silent
+from gopd_merge.report.terminal import results_text
+
+EVALUATION, RESULTS = "evaluation", "results.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found. `document` is what `--json` prints and `gopd-merge report` reads."""
+
+    folder: Path
+    results: tuple[Result, ...]
+    comparisons: tuple[Comparison, ...]
+    document: Mapping[str, Any]
+
+    @property
+    def table(self) -> str:
+        """The results as the command line prints them."""
+        return results_text(self.results, self.comparisons)
+
+
+def compare(config: EvalConfig, command: str, listener: Listener | None = None) -> Evaluation:
+    """Measure adapters; with a CompareConfig also their experts and rivals. What is answered already is not asked again.
+
+    Raises InputError for whatever is refused before anything is loaded, GopdError where the run fails.
+    """
+    listener = listener or Silent()
+    clock = Clock()
+    suites = [_with_options(read_suite(name), config) for name in config.suite]
+    found = read_field(config, needs_experts=any(suite.domain is None for suite in suites))
+    if found.merge_config and config.max_new_tokens is None:  # the experts' own prompts are asked as in the merge
+        longest = {"max_new_tokens": found.merge_config.max_new_tokens}
+        suites = [s.model_copy(update=longest) if s.domain is None else s for s in suites]
+    test = [benchmark for suite in suites for benchmark in _load(suite, "test", config, found, config.limit)]
+    validation = _validation(config, suites, found) if isinstance(config, CompareConfig) else []
+    if any(benchmark.metric == "code_tests" for benchmark in (*test, *validation)):
+        check_sandbox(config.unsafe_exec)
+    setup = _setup(config, found)
+
+    listener.phase("loading the base")
+    with clock.measure("load"):
+        experts = found.experts or (found.entries[0].adapter,)
+        targets = sorted({target for one in experts for target in one.targets})
+        backbone = load_roles(
+            found.base, experts, found.quantize, config.device, max(one.rank for one in experts), targets, setup.seed
+        )
+    check_context(backbone.tokenizer, context_length(found.base), [*test, *validation])
+    contenders, tuned = [BASE], []
+    if isinstance(config, CompareConfig):
+        contenders += of_experts(found.experts)
+        with clock.measure("tune"):
+            tuned = tune(config.rivals, found.experts, backbone, validation, setup, listener)
+        contenders += [one.contender for one in tuned]
+        if OPD in config.rivals:
+            with clock.measure("train"):
+                contenders += _opd(found, backbone, setup.folder, listener)
+    contenders += [entry.contender() for entry in found.entries]
+    _check_different(contenders)
+    with clock.measure("answer"):
+        measured = measure_all(backbone, contenders, test, setup, listener)
+    described = {
+        "command": command,
+        "inputs": found.described_inputs(),
+        "base": found.described_base(),
+        "config": found.merge_config.model_dump(mode="json") if found.merge_config else None,
+        "seconds": clock.rounded(),
+        "environment": artefacts.environment(backbone.device),
+    }
+    evaluation = conclude(measured, test, tuned, validation, setup, described)
+    artefacts.replace_json(setup.folder / RESULTS, evaluation.document)
+    return evaluation
+
+
+def conclude(
+    measured: Sequence[Measured],
+    test: Sequence[Benchmark],
+    tuned: Sequence[Tuned],
+    validation: Sequence[Benchmark],
+    setup: Setup,
+    described: Mapping[str, Any],
+) -> Evaluation:
+    """Results, comparisons of the merge with its best rivals, and the document of all."""
+    methods = by_method(measured)
+    merges = [group for group in methods if group[0].contender.kind == "trained"]
+    named = {group[0].contender.method: group for group in methods}
+    rows = [result(group, benchmark, setup.seed) for group in methods for benchmark in test]
+    compared: list[Comparison] = []
+    headline = next((g for g in merges if g[0].contender.method != OPD), merges[0] if merges else None)
+    if headline is not None:
+        experts = {name.removeprefix("expert:"): group for name, group in named.items() if name.startswith("expert:")}
+        rivals = {}
+        if static := best_static(tuned, validation):
+            rivals["best static merge"] = named[static.contender.method]
+        if OPD in named and headline is not named[OPD]:
+            rivals["α = 1"] = named[OPD]
+        compared = comparisons(headline, rivals, test, experts)
+    document = comparison_document(measured, headline, rows, compared, test, tuned, validation, described)
+    return Evaluation(setup.folder, tuple(rows), tuple(compared), document)
+
+
+def _with_options(suite: Suite, config: EvalConfig) -> Suite:
+    """The suite with the sampling that the command line asks for. Greedy answers are all the same, so one is enough."""
+    update: dict[str, Any] = {
+        name: value for name in ("temperature", "samples", "max_new_tokens") if (value := getattr(config, name)) is not None
+    }
+    if update.get("temperature", suite.temperature) == 0:
+        if (config.samples or 1) > 1:
+            raise InputError(f"--samples {config.samples}: greedy answers are all the same; leave it out, or give a --temperature above 0")
+        update["samples"] = 1
+    return suite.model_copy(update=update)
+
+
+def _load(suite: Suite, split: Any, config: EvalConfig, found: Field, limit: int) -> list[Benchmark]:
+    file = config.data.get(suite.name)
+    return load_benchmarks(suite, split, {e.domain: e.path for e in found.asked}, Path(file) if file else None, limit)
+
+
+def _validation(config: CompareConfig, suites: Sequence[Suite], found: Field) -> list[Benchmark]:
+    """What coefficients are chosen on: one answer to each validation question, of each suite once."""
+    if not any(rival not in (OPD, "average") for rival in config.rivals):
+        return []
+    tuning: dict[str, Suite] = {}
+    for suite in suites:
+        chosen = tuning_suite(suite)
+        if chosen is None:
+            raise InputError(
+                f"{suite.name}: has no validation questions to choose the rivals' coefficients on; "
+                "give --rivals average or none, or name a suite for it with tune_on"
+            )
+        tuning[chosen.name] = _with_options(chosen, config).model_copy(update={"samples": 1, "max_new_tokens": suite.max_new_tokens})
+    return [benchmark for suite in tuning.values() for benchmark in _load(suite, "validation", config, found, config.tune_limit)]
+
+
+def _setup(config: EvalConfig, found: Field) -> Setup:
+    """As the merge was measured, where the command line says nothing else: then what was answered there counts here."""
+    merge = found.merge_config
+    seed = config.seed if config.seed is not None else merge.seed if merge else 0
+    batch_size = config.batch_size or (merge.batch_size if merge else 64)
+    return Setup(_folder(config, found), identity(found.base, found.quantize), seed, batch_size, config.unsafe_exec)
+
+
+def _folder(config: EvalConfig, found: Field) -> Path:
+    """Where answers and results go; with --overwrite without those of earlier runs. Raises InputError."""
+    first = found.entries[0]
+    is_ours = first.manifest is not None and first.adapter.commit is None
+    folder = config.output or (first.adapter.path if is_ours else Path()) / EVALUATION
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if config.overwrite:
+            for part in (ANSWERS, TUNING):
+                shutil.rmtree(folder / part, ignore_errors=True)
+            (folder / RESULTS).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
+    return folder
+
+
+def _opd(found: Field, backbone: Backbone, folder: Path, listener: Listener) -> list[Contender]:
+    """The first merge's own training with α = 1, on the base that is loaded; one that is there already is taken. None if it is that."""
+    first = next((entry for entry in found.entries if entry.manifest is not None), None)
+    if first is None:
+        raise InputError(f"{found.entries[0].adapter.name}: has no {MANIFEST} with the options to train α = 1 with; leave opd out of --rivals")
+    if any(entry.manifest is not None and entry.contender().method == OPD for entry in found.entries):
+        return []
+    output = folder / "opd.lora"
+    experts = {e.domain: str(e.path) for e in found.experts}
+    config = first.config.model_copy(update={"alpha": 1.0, "output": output, "experts": experts, "eval": False})
+    if not (output / MANIFEST).is_file():
+        listener.phase("training with α = 1")
+        inputs = read_inputs(config)
+        clock = Clock()
+        backbone.remove(STUDENT)
+        backbone.add_student(inputs.lora_rank, inputs.targets, config.seed)
+        with artefacts.new_folder(output, overwrite=False) as partial:
+            used, metrics, tokens = train_student(backbone, config, inputs, partial, clock, listener)
+            written = manifest(used, inputs, metrics) | {"seconds": clock.rounded(), "tokens": tokens}
+            artefacts.write_json(partial / MANIFEST, written)
+    entry = read_entry(str(output))
+    _check_same_training(first.config, entry)
+    return [entry.contender()]
+
+
+def _check_same_training(config: MergeConfig, opd: Entry) -> None:
+    """Raises InputError where the one that was there is not the same training with α = 1."""
+    for name in ("steps", "batch_size", "max_new_tokens", "learning_rate", "lora_rank", "estimator", "seed", "quantize"):
+        if getattr(config, name) != getattr(opd.config, name):
+            raise InputError(
+                f"{opd.adapter.name}: was trained with {name} {getattr(opd.config, name)}, the merge with {getattr(config, name)}; "
+                "remove it to train it again"
+            )
+
+
+def _check_different(contenders: Sequence[Contender]) -> None:
+    seen: dict[str, Contender] = {}
+    for one in contenders:
+        other = seen.setdefault(one.slug, one)
+        if other is not one:
+            raise InputError(f"{other.name} and {one.name} are both {one.slug}; give adapters that differ in α or seed, each once")
+

@@ -1,0 +1,182 @@
+"""The distillation itself: one base with all roles on it, the loop in which the student answers and its teachers score, and its result."""
+
+import ctypes
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from gopd_merge import artefacts
+from gopd_merge.config import MergeConfig
+from gopd_merge.distill.backbone import STUDENT, Backbone
+from gopd_merge.distill.objective import ESTIMATORS
+from gopd_merge.distill.rollout import generate
+from gopd_merge.distill.target import score
+from gopd_merge.distill.update import accumulate_gradient, default_learning_rate, domain_metrics, optimizer_step
+from gopd_merge.experts.base import Base, load_base
+from gopd_merge.experts.intake import Expert
+from gopd_merge.forecast import Forecast, resolve_device
+from gopd_merge.plan import Inputs, pin
+from gopd_merge.prompts.mixing import PromptMixer
+
+METRICS = "metrics.jsonl"
+M_MMAP_THRESHOLD = -3  # of <malloc.h>
+
+
+class Listener(Protocol):
+    """What a merge tells while it runs. The command line draws it; `Silent` ignores it."""
+
+    def started(self, config: MergeConfig, inputs: Inputs) -> None: ...
+    def planned(self, forecast: Forecast) -> None: ...
+    def phase(self, text: str) -> None: ...
+    def step(self, step: int, steps: int, metrics: Mapping[str, Any]) -> None: ...
+    def evaluating(self, done: float, total: int, method: str) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Clock:
+    """Seconds by phase. Phases may be entered again and again, but not inside each other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
+
+    def rounded(self) -> dict[str, float]:
+        total = time.perf_counter() - self._started
+        return {phase: round(seconds, 2) for phase, seconds in {**self.seconds, "total": total}.items()}
+
+
+def load_backbone(config: MergeConfig, inputs: Inputs) -> Backbone:
+    """The one base with all roles of a merge."""
+    return load_roles(inputs.base, inputs.experts, config.quantize, config.device, inputs.lora_rank, inputs.targets, config.seed)
+
+
+def load_roles(
+    base: Base, experts: Sequence[Expert], quantize: str, device: str, lora_rank: int, targets: Sequence[str], seed: int
+) -> Backbone:
+    """The one base with all experts and a fresh student on it."""
+    model, tokenizer = load_base(base, quantize, resolve_device(device))
+    backbone = Backbone(model, tokenizer, experts)
+    backbone.add_student(lora_rank, targets, seed)
+    backbone.check_head()
+    return backbone
+
+
+def give_back_freed_memory() -> None:
+    """Blocks of 256 KiB and more return to the system when they are freed: the run then takes what its plan says, and more time.
+
+    Left to itself glibc raises that limit up to 32 MiB, and the process keeps a heap full of holes. No-op on other systems.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 256 << 10)
+
+
+def distill(
+    backbone: Backbone, config: MergeConfig, inputs: Inputs, log: Path, clock: Clock, listener: Listener
+) -> tuple[dict[str, Any], int]:
+    """The loop: sample, score, update, log. Returns the last step's metrics and the number of response tokens seen."""
+    mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed)
+    alphas = {domain: config.alpha_of(domain) for domain in config.domains}
+    estimator = ESTIMATORS[config.estimator]
+    parameters = backbone.student_parameters()
+    assert config.learning_rate is not None  # merge() has settled it
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(  # rises over the warm-up, falls to zero at the end
+        optimizer, lambda step: min(1.0, (step + 1) / (config.warmup_steps + 1)) * (1 - step / config.steps)
+    )
+    torch.manual_seed(config.seed)
+    row: dict[str, Any] = {}
+    tokens = 0
+
+    for step in range(config.steps):
+        started = time.perf_counter()
+        texts, domains = mixer.batch(step)
+        with clock.measure("rollout"):
+            rollout = generate(backbone, STUDENT, texts, domains, config.max_new_tokens)
+        with clock.measure("score"):
+            target = score(backbone, rollout, alphas, config.micro_batch_size)
+        with clock.measure("update"):
+            statistics = accumulate_gradient(backbone, rollout, target, estimator, config.micro_batch_size, config.chunk_tokens)
+            used_rate = schedule.get_last_lr()[0]
+            grad_norm = optimizer_step(parameters, optimizer, config.max_grad_norm)
+            schedule.step()
+        tokens += rollout.num_tokens
+        row = {
+            "step": step + 1,
+            "kl_to_target": float(statistics.kl.mean()),
+            "grad_norm": grad_norm,
+            "learning_rate": used_rate,
+            "tokens_per_second": rollout.num_tokens / (time.perf_counter() - started),
+            "memory_bytes": peak_memory(backbone.device),
+            "domains": domain_metrics(rollout, target, statistics),
+        }
+        artefacts.append_json_line(log, row)
+        listener.step(step + 1, config.steps, row)
+    return row, tokens
+
+
+def train_student(
+    backbone: Backbone, config: MergeConfig, inputs: Inputs, folder: Path, clock: Clock, listener: Listener
+) -> tuple[MergeConfig, dict[str, Any], int]:
+    """Run the loop and write the student to `folder`, read back and verified.
+
+    Returns the config that was used, with everything settled; the last step's metrics; the number of response tokens seen.
+    An interrupted run leaves the student as it was after its last full step. Raises VerificationError.
+    """
+    learning_rate = config.learning_rate or default_learning_rate(backbone.hidden_size)
+    config = pin(config, inputs).model_copy(update={"learning_rate": learning_rate})
+    try:
+        metrics, tokens = distill(backbone, config, inputs, folder / METRICS, clock, listener)
+    finally:
+        backbone.save_student(folder, inputs.base.name, inputs.base.commit)
+    artefacts.verify_adapter(backbone, folder, [p.prompt for s in inputs.prompts for p in s.prompts[:4]])
+    return config, metrics, tokens
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the GPU's peak allocation, or on CPU the largest resident size of the process so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def manifest(config: MergeConfig, inputs: Inputs, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What merge.json holds besides the result document: inputs, options, final metrics."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "inputs": {
+            e.domain: {
+                "name": e.name,
+                "commit": e.commit,
+                "sha256": e.sha256,
+                "rank": e.rank,
+                "targets": list(e.targets),
+                "warnings": list(e.warnings),
+                "prompts": len(s.prompts),
+            }
+            for e, s in zip(inputs.experts, inputs.prompts, strict=True)
+        },
+        "base": {
+            "name": inputs.base.name,
+            "commit": inputs.base.commit,
+            "quantization": config.quantize,
+            "warnings": list(inputs.base.warnings),
+        },
+        "student": {"rank": inputs.lora_rank, "targets": list(inputs.targets)},
+        "final_metrics": metrics,
+    }
