@@ -21,7 +21,7 @@ from gopd_merge.distill.rollout import answers, generate
 from gopd_merge.distill.target import score
 from gopd_merge.distill.update import accumulate_gradient, default_learning_rate, domain_metrics, optimizer_step
 from gopd_merge.errors import NotEstimatedError
-from gopd_merge.evaluate.statistics import Comparison, Result, compare
+from gopd_merge.evaluate.statistics import Comparison, Result, Scores, paired, scores_of, with_holm
 from gopd_merge.evaluate.tasks import Outcome, Task, ask, result_row
 from gopd_merge.experts.base import load_base
 from gopd_merge.experts.static import load_updates, weighted_sum
@@ -33,6 +33,7 @@ from gopd_merge.report.progress import Silent
 from gopd_merge.report.terminal import results_text
 
 AVERAGE = "average"
+OWN_PROMPTS = "own prompts"  # the suite of what comes beside the experts
 SCHEMA = 1
 M_MMAP_THRESHOLD = -3  # of <malloc.h>
 
@@ -228,7 +229,7 @@ def evaluate(
                 outcomes[method, task.domain] = measure(backbone, role, task, config)
     results = [
         result_row(
-            "own prompts",
+            OWN_PROMPTS,
             outcomes[method, task.domain],
             method=method,
             domain=task.domain,
@@ -237,15 +238,31 @@ def evaluate(
             split="test",
             seed=config.seed,
             temperature=1.0,
+            metric=task.metric,
         )
         for method in roles
         for task in tasks
     ]
     comparisons = []
     if AVERAGE in roles:
-        pairs = {t.domain: (outcomes[merged, t.domain].correct, outcomes[AVERAGE, t.domain].correct) for t in tasks}
-        comparisons = compare(merged, AVERAGE, pairs)
+        names = {"suite": OWN_PROMPTS, "method": merged, "rival": AVERAGE, "rival_is": "average"}
+        comparisons = with_holm(
+            [
+                paired(
+                    verdicts(task, outcomes[merged, task.domain]),
+                    verdicts(task, outcomes[AVERAGE, task.domain]),
+                    domain=task.domain,
+                    **names,
+                )
+                for task in tasks
+            ]
+        )
     return results, comparisons
+
+
+def verdicts(task: Task, outcome: Outcome) -> Scores:
+    """The outcome as scores to be paired: every method was asked the same questions in the same order."""
+    return scores_of([str(index) for index in range(len(task.questions))], outcome.correct)
 
 
 def measure(backbone: Backbone, role: str, task: Task, config: MergeConfig, temperature: float = 1.0) -> Outcome:
