@@ -58,7 +58,7 @@ class Study:
                 continue
             config = self.config.model_copy(update={"seed": seed})
             outcome = measure(self.backbone, role, task, config, temperature)
-            row = asdict(result_row("embedded", outcome, **wanted))
+            row = asdict(result_row("embedded", outcome, metric=task.metric, **wanted))
             self.rows.append(row)
             with self.rows_file.open("a") as file:
                 file.write(json.dumps(row) + "\n")

@@ -72,7 +72,8 @@ def main(seed: int, output: Path) -> None:
             def respond(prompts, domain=one.domain, alpha=alpha):
                 return sample_target(backbone, domain, alpha, list(prompts), config.max_new_tokens)
 
-            outcome = ask(Task(one.domain, one.prompts), respond, config.batch_size)
+            task = Task(one.domain, one.prompts)
+            outcome = ask(task, respond, config.batch_size)
             result = result_row(
                 "embedded",
                 outcome,
@@ -83,6 +84,7 @@ def main(seed: int, output: Path) -> None:
                 split="test",
                 seed=seed,
                 temperature=1.0,
+                metric=task.metric,
             )
             results.append(asdict(result))
             print(f"{one.domain} α = {alpha:g}: {result.score:.4f} ({result.low:.4f}–{result.high:.4f})", flush=True)

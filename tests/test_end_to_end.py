@@ -19,8 +19,8 @@ from gopd_merge.experts.base import Base, load_base
 
 SHORT = ["--steps", "2", "--batch-size", "8", "--max-new-tokens", "24", "--eval-prompts", "12"]
 RESULT_FIELDS = {
-    "suite", "domain", "method", "parameters", "alpha", "split", "seed", "n", "k", "temperature", "score", "low", "high",
-    "length_mean", "length_capped",
+    "suite", "domain", "method", "parameters", "alpha", "split", "seed", "seeds", "seed_sd", "n", "k", "temperature", "metric", "score",
+    "low", "high", "length_mean", "length_capped", "empty",
 }  # fmt: skip
 
 

@@ -40,6 +40,7 @@ def main() -> None:
                     split="test",
                     seed=0,
                     temperature=temperature,
+                    metric=task.metric,
                 )
     for name, folder in (("base", "tiny-base"), ("math", "math.lora"), ("code", "code.lora")):
         made = json.loads((ADAPTERS / folder / "training.json").read_text())

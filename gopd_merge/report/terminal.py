@@ -36,8 +36,8 @@ def verdict_lines(comparisons: Iterable[Comparison]) -> list[str]:
     """One line a domain: by how much the merge differs from the average, and whether that is more than chance."""
     lines = []
     for c in comparisons:
-        word = "better than" if c.better else "worse than" if c.difference < 0 and c.p < 0.05 else "no clear difference from"
-        p = f"p = {c.p:.3f}" if c.p >= 0.001 else "p < 0.001"
+        word = "better than" if c.better else "worse than" if c.worse else "no clear difference from"
+        p = f"p = {c.p_holm:.3f}" if c.p_holm >= 0.001 else "p < 0.001"
         lines.append(f"  {c.domain}: {word} the exact average ({c.difference * 100:+.1f} points, paired exact test, {p})")
     return lines
 
