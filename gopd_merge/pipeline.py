@@ -24,7 +24,8 @@ from gopd_merge.errors import NotEstimatedError
 from gopd_merge.evaluate.statistics import Comparison, Result, Scores, paired, scores_of, with_holm
 from gopd_merge.evaluate.tasks import Outcome, Task, ask, result_row
 from gopd_merge.experts.base import load_base
-from gopd_merge.experts.static import load_updates, weighted_sum
+from gopd_merge.experts.deltas import load_updates
+from gopd_merge.experts.static import weighted_sum
 from gopd_merge.forecast import Forecast, resolve_device
 from gopd_merge.plan import MANIFEST, Inputs, check_output, pin, read_inputs
 from gopd_merge.prompts.mixing import PromptMixer
