@@ -18,7 +18,8 @@ from gopd_merge import MergeConfig, merge
 from gopd_merge.artefacts import environment
 from gopd_merge.distill.backbone import REFERENCE, Backbone, expert
 from gopd_merge.evaluate.tasks import Task
-from gopd_merge.experts.static import load_updates, weighted_sum
+from gopd_merge.experts.deltas import load_updates
+from gopd_merge.experts.static import weighted_sum
 from gopd_merge.pipeline import load_backbone, measure, result_row
 from gopd_merge.plan import Inputs, read_inputs
 from gopd_merge.prompts.sources import graded_prompts

@@ -7,9 +7,9 @@ from typing import Any
 
 from gopd_merge.errors import InputError
 from gopd_merge.experts.base import resolve_base
+from gopd_merge.experts.deltas import load_updates
 from gopd_merge.experts.geometry import norms_by_layer, overlap
 from gopd_merge.experts.intake import Expert
-from gopd_merge.experts.static import load_updates
 
 
 def inspect(experts: Sequence[Expert], base: str | None = None) -> dict[str, Any]:

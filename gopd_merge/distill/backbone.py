@@ -19,9 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gopd_merge.errors import GopdError, InputError
 from gopd_merge.experts.base import check_patterns_on
+from gopd_merge.experts.deltas import LAYER_PREFIX, Update
 from gopd_merge.experts.intake import CONFIG, WEIGHTS, Expert
 from gopd_merge.experts.schema import SAVE_AGAIN
-from gopd_merge.experts.static import LAYER_PREFIX, Update
 
 STUDENT, REFERENCE = "student", "__base__"  # "__base__" is what PEFT calls a row of a batch without any adapter
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import subspace_angles
 
-from gopd_merge.experts.static import Update
+from gopd_merge.experts.deltas import Update
 
 LAYER = re.compile(r"\.(\d+)\.")
 ELSEWHERE = "elsewhere"  # embeddings, head

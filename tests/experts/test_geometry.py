@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from gopd_merge.experts.deltas import Update, load_updates
 from gopd_merge.experts.geometry import layer_of, norms_by_layer, overlap
 from gopd_merge.experts.intake import read_experts
-from gopd_merge.experts.static import Update, load_updates
 
 FIRST = {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "up_proj"]}
 SECOND = {"r": 2, "lora_alpha": 7, "target_modules": ["q_proj", "up_proj", "v_proj"], "use_rslora": True}
