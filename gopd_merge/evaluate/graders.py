@@ -1,18 +1,19 @@
-"""Is an answer right? A final number, a small function evaluated on hidden cases, or a program that is run in the sandbox with tests."""
+"""Is an answer right? A final answer, a small function evaluated on hidden cases, or a program that is run in the sandbox with tests."""
 
 import ast
 import re
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Any, Protocol
 
 from simpleeval import EvalWithCompoundTypes
 
+from gopd_merge.evaluate.final_answer import LONGEST_ANSWER, final_answer, final_answer_equals, plain_number
+from gopd_merge.evaluate.formulas import SECONDS, Pair, equal_formulas
 from gopd_merge.evaluate.sandbox import Program, run_programs
 
-FINAL = "####"  # what comes before the final answer, as in GSM8K
 FUNCTIONS = {"sum": sum, "len": len, "max": max, "min": min, "sorted": sorted, "abs": abs}
 LONGEST_PROGRAM = 2000  # characters
+END_OF_TEXT = 2000  # characters in which an answer without a marker and a box is looked for
 FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -84,16 +85,35 @@ def _defines(text: str, name: str) -> bool:
         return False
 
 
-def final_answer_equals(response: str, answer: str) -> bool:
-    """Whether the first line after the last #### is the answer, compared as a number where both are numbers."""
-    _, marker, given = response.rpartition(FINAL)
-    if not marker:
+def answers_equal(responses: Sequence[str], answers: Sequence[str], final: str = "any", seconds: float = SECONDS) -> list[bool]:
+    """Whether the final answer of each response is mathematically the one that stands at its place in `answers`.
+
+    `final` says where it is: see `final_answer`. With "any" it may also be what math-verify takes for the answer near the end of the text.
+    Plain numbers are compared exactly; all else, and a fraction with what is not equal to it, by `equal_formulas`, in `seconds` each.
+    """
+    verdicts: list[bool | None] = []
+    pairs = {}
+    for index, (response, answer) in enumerate(zip(responses, answers, strict=True)):
+        given = final_answer(response, final)
+        verdict = _equal_plain(given or "", answer)
+        if verdict is None and (given or final == "any"):
+            pairs[index] = Pair(given, answer) if given else Pair(response[-END_OF_TEXT:], answer, is_text=True)
+        verdicts.append(verdict)
+    for index, equal in zip(pairs, equal_formulas(list(pairs.values()), seconds), strict=True):
+        verdicts[index] = equal
+    return [bool(verdict) for verdict in verdicts]
+
+
+def _equal_plain(given: str, answer: str) -> bool | None:
+    """Whether they are equal, where that can be told without algebra."""
+    if len(given) > LONGEST_ANSWER or not answer.strip():
         return False
-    given, answer = (text.strip().split("\n")[0].strip().replace(",", "") for text in (given, answer))
-    try:
-        return Fraction(given) == Fraction(answer)
-    except (ValueError, ZeroDivisionError):
-        return given == answer != ""
+    numbers = plain_number(given), plain_number(answer)
+    if None in numbers:
+        return None
+    if numbers[0] == numbers[1]:
+        return True
+    return None if "/" in given + answer else False  # 0.333333 is as good as 1/3
 
 
 def passes_cases(response: str, cases: Sequence[Case]) -> bool:
