@@ -1,4 +1,4 @@
-"""A Hub on loopback: the routes that downloading needs, and the ways in which downloading goes wrong."""
+"""A Hub on loopback: the routes that downloading models and data sets needs, and the ways in which downloading goes wrong."""
 
 import hashlib
 import json
@@ -8,8 +8,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/(?P<kind>revision|tree)/(?P<revision>[^/?]+)")
-FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+API = re.compile(r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)/(?P<kind>revision|tree)/(?P<revision>[^/]+)(/(?P<path>.+))?")
+FILE = re.compile(r"(/datasets)?/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
 class HubServer(ThreadingHTTPServer):
@@ -68,7 +68,21 @@ class Handler(BaseHTTPRequestHandler):
             return self._file(files.get(match["path"]), commit, match["path"], body)
         if match["kind"] == "revision":
             return self._json({"id": match["repo"], "sha": commit, "siblings": [{"rfilename": name} for name in files]})
-        return self._json([{"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for n, c in files.items()])
+        return self._tree(files, match["path"], recursive="recursive=true" in urlsplit(self.path).query.lower())
+
+    def _tree(self, files, folder, recursive):
+        """What a folder holds: files, and folders where these are not gone into."""
+        start = f"{folder}/" if folder else ""
+        entries = {}
+        for name, content in files.items():
+            if not name.startswith(start):
+                continue
+            inner, _, deeper = name.removeprefix(start).partition("/")
+            if deeper and not recursive:
+                entries[inner] = {"type": "directory", "path": start + inner, "size": 0, "oid": hashlib.sha1(inner.encode()).hexdigest()}
+            else:
+                entries[name] = {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        return self._json(list(entries.values())) if entries else self._error(404, "EntryNotFound")
 
     def _json(self, content):
         data = json.dumps(content).encode()
