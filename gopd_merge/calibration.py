@@ -4,8 +4,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gopd_merge.config import MergeConfig
-from gopd_merge.forecast import Forecast
 from gopd_merge.distillation import Clock, distill, give_back_freed_memory, load_backbone
+from gopd_merge.forecast import Forecast
 from gopd_merge.plan import Inputs
 from gopd_merge.report.progress import Silent
 

@@ -212,9 +212,9 @@ def count_work(config: MergeConfig, inputs: Inputs) -> Work:
     for source in inputs.prompts:
         lengths[source.domain] = prompt_lengths(tokenizer, [p.prompt for p in source.prompts])
         check_lengths(source.domain, lengths[source.domain], config.max_new_tokens, context)
-    for source in inputs.test_prompts:
-        found = prompt_lengths(tokenizer, [p.prompt for p in source.prompts[: config.eval_prompts]])
-        check_lengths(f"{source.domain}'s test", found, config.max_new_tokens, context)
+    for benchmark in inputs.test:
+        found = prompt_lengths(tokenizer, [item.prompt for item in benchmark.items])
+        check_lengths(f"{benchmark.domain}'s test", found, config.max_new_tokens, context)
         test_lengths += found
     mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed)
     share = config.prompts_per_step // len(inputs.prompts)

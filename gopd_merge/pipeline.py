@@ -7,7 +7,7 @@ from typing import Any
 
 from gopd_merge import artefacts
 from gopd_merge.comparison.contenders import BASE, of_experts, trained
-from gopd_merge.comparison.measuring import Setup, measure_all
+from gopd_merge.comparison.measuring import Setup, identity, measure_all
 from gopd_merge.comparison.run import EVALUATION, RESULTS, Evaluation, conclude
 from gopd_merge.comparison.tuning import tune
 from gopd_merge.config import MergeConfig

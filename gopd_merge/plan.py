@@ -1,15 +1,18 @@
 """What a run will use, read and checked from configs and headers alone: no model, no torch, about a second."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gopd_merge.config import MergeConfig
 from gopd_merge.errors import InputError
+from gopd_merge.eval_config import OWN
 from gopd_merge.evaluate.sandbox import check_sandbox
+from gopd_merge.evaluate.suites import Benchmark, load_benchmarks, read_suite
 from gopd_merge.experts.base import Base, resolve_base
 from gopd_merge.experts.intake import Expert, read_experts
-from gopd_merge.prompts.sources import PromptSet, graded_prompts, training_prompts
+from gopd_merge.prompts.sources import PromptSet, training_prompts
 
 MANIFEST = "merge.json"
 
@@ -21,7 +24,7 @@ class Inputs:
     experts: tuple[Expert, ...]
     base: Base
     prompts: tuple[PromptSet, ...]
-    test_prompts: tuple[PromptSet, ...]  # of the domains that can be graded
+    test: tuple[Benchmark, ...]  # the experts' own questions, of those that have some
     lora_rank: int
     targets: tuple[str, ...]  # what the student adapts: every kind of module that an expert adapts
 
@@ -31,17 +34,24 @@ def read_inputs(config: MergeConfig, weights: bool = True) -> Inputs:
     experts = read_experts(config.experts, config.allow_noop)
     base = resolve_base(experts, config.base, "all" if weights else "headers", config.quantize)
     prompts = [training_prompts(e.domain, e.path, config.prompts.get(e.domain)) for e in experts]
-    graded = [graded_prompts(e.domain, e.path, "test") for e in experts] if config.eval else []
-    if any(prompt.needs_sandbox for found in graded if found for prompt in found.prompts):
+    test = own_questions(experts, config) if config.eval else []
+    if any(benchmark.metric == "code_tests" for benchmark in test):
         check_sandbox(config.unsafe_exec)
     return Inputs(
         experts=tuple(experts),
         base=base,
         prompts=tuple(prompts),
-        test_prompts=tuple(found for found in graded if found is not None),
+        test=tuple(test),
         lora_rank=config.lora_rank or max(e.rank for e in experts),
         targets=tuple(sorted({target for e in experts for target in e.targets})),
     )
+
+
+def own_questions(experts: Sequence[Expert], config: MergeConfig) -> list[Benchmark]:
+    """The test prompts that come with the experts, as the suite `own` asks them, with this run's length limit. Raises InputError."""
+    suite = read_suite(OWN).model_copy(update={"max_new_tokens": config.max_new_tokens})
+    have = {e.domain: e.path for e in experts if (e.path / (suite.data.expert or "").format(split="test")).is_file()}
+    return load_benchmarks(suite, "test", have, None, config.eval_prompts)
 
 
 def pin(config: MergeConfig, inputs: Inputs) -> MergeConfig:

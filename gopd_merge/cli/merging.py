@@ -10,6 +10,7 @@ from gopd_merge.errors import GopdError, InputError, Interrupted
 
 
 def plan(options: dict[str, Any]) -> None:
+    """Print what a merge would use and take. Raises InputError where it cannot fit, after printing."""
     as_json, with_time = options.pop("json", False), options.pop("calibrate", False)
     options.pop("quiet", False)
     config = _config(options)
@@ -40,6 +41,7 @@ def plan(options: dict[str, Any]) -> None:
 
 
 def merge(options: dict[str, Any]) -> None:
+    """Run a merge and print its table or document."""
     as_json, quiet = options.pop("json", False), options.pop("quiet", False)
     config = _config(options)
     from gopd_merge.plan import check_output, read_inputs

@@ -11,9 +11,9 @@ from gopd_merge.distill.backbone import REFERENCE, Backbone, expert
 from gopd_merge.errors import InputError
 from gopd_merge.eval_config import CompareConfig, EvalConfig
 from gopd_merge.experts.base import Base, resolve_base
+from gopd_merge.experts.deltas import Updates
 from gopd_merge.experts.fingerprint import read_json
 from gopd_merge.experts.intake import Expert, read_expert, read_experts
-from gopd_merge.experts.static import Update
 from gopd_merge.plan import MANIFEST
 
 ON_TRIAL = "on-trial"  # the role of an adapter that is put on the base only while it answers
@@ -27,7 +27,7 @@ class Contender:
     kind: Literal["base", "expert", "static", "trained"]
     role: str | None = None  # on the base already; else one of the next two
     folder: Path | None = None
-    make: Callable[[], dict[str, Update]] | None = None  # built when it is needed: some are as large as the base
+    make: Callable[[], Updates] | None = None  # built when it is needed: some are as large as the base
     parameters: dict[str, Any] | None = None
     alpha: float | None = None  # None as well where domains have different ones: they are in `parameters`
     seed: int | None = None  # of the training
@@ -74,7 +74,12 @@ def trained(config: MergeConfig, **where: Any) -> Contender:
     alphas = {domain: config.alpha_of(domain) for domain in config.domains}
     one = next(iter(alphas.values())) if len(set(alphas.values())) == 1 else None
     return Contender(
-        "opd" if one == 1 else "exopd", "trained", alpha=one, parameters=None if one is not None else {"alpha": alphas}, seed=config.seed, **where
+        "opd" if one == 1 else "exopd",
+        "trained",
+        alpha=one,
+        parameters=None if one is not None else {"alpha": alphas},
+        seed=config.seed,
+        **where,
     )
 
 
@@ -129,7 +134,8 @@ class Field:
     def described_inputs(self) -> dict[str, Any]:
         """For the document: the adapters that everything is made of."""
         return {
-            e.domain: {"name": e.name, "commit": e.commit, "sha256": e.sha256, "rank": e.rank, "targets": list(e.targets)} for e in self.asked
+            e.domain: {"name": e.name, "commit": e.commit, "sha256": e.sha256, "rank": e.rank, "targets": list(e.targets)}
+            for e in self.asked
         }
 
     def described_base(self) -> dict[str, Any]:
@@ -155,7 +161,7 @@ def read_field(config: EvalConfig, needs_experts: bool) -> Field:
     if config.quantize is None and len(quantizations) > 1:
         raise InputError(f"{' and '.join(config.adapters)}: merged at different precisions of the base; choose one with --quantize")
     base = config.base or next((entry.config.base for entry in merges if entry.config.base), None)
-    quantize = config.quantize or next(iter(quantizations), "nf4")
+    quantize = str(config.quantize or next(iter(quantizations), "nf4"))
     return Field(
         entries=tuple(entries),
         experts=tuple(experts),
@@ -203,8 +209,8 @@ def _check_experts(entry: Entry, experts: Sequence[Expert]) -> None:
     for one in experts:
         if one.domain not in made_of:
             raise InputError(
-                f"{entry.adapter.name} merges {' and '.join(sorted(made_of))}, the experts here are {' and '.join(e.domain for e in experts)}; "
-                "compare merges of the same experts"
+                f"{entry.adapter.name} merges {' and '.join(sorted(made_of))}, the experts here are "
+                f"{' and '.join(e.domain for e in experts)}; compare merges of the same experts"
             )
         if made_of[one.domain] != one.sha256:
             raise InputError(

@@ -89,10 +89,10 @@ def measure_all(
     backbone: Backbone, contenders: Sequence[Contender], benchmarks: Sequence[Benchmark], setup: Setup, listener: Listener
 ) -> list[Measured]:
     """Everybody on everything."""
-    measured = []
+    measured: list[Measured] = []
     total = len(contenders) * len(benchmarks)
     for contender in contenders:
-        found = {}
+        found: dict[Key, list[Answer]] = {}
         for benchmark in benchmarks:
             done, label = len(measured) * len(benchmarks) + len(found), f"{contender.method} on {benchmark.domain}"
 
@@ -104,7 +104,9 @@ def measure_all(
     return measured
 
 
-def _respond(backbone: Backbone, role: str, benchmark: Benchmark, setup: Setup) -> Callable[[Sequence[str]], tuple[Answers, list[float] | None]]:
+def _respond(
+    backbone: Backbone, role: str, benchmark: Benchmark, setup: Setup
+) -> Callable[[Sequence[str]], tuple[Answers, list[float] | None]]:
     suite = benchmark.suite
 
     def respond(prompts: Sequence[str]) -> tuple[Answers, list[float] | None]:
@@ -186,7 +188,10 @@ def by_method(measured: Sequence[Measured]) -> list[list[Measured]]:
 
 
 def comparisons(
-    headline: Sequence[Measured], rivals: Mapping[str, Sequence[Measured]], benchmarks: Sequence[Benchmark], own_expert: Mapping[str, Sequence[Measured]]
+    headline: Sequence[Measured],
+    rivals: Mapping[str, Sequence[Measured]],
+    benchmarks: Sequence[Benchmark],
+    own_expert: Mapping[str, Sequence[Measured]],
 ) -> list[Comparison]:
     """The merge against each rival on each benchmark, and against the domain's own expert; Holm's correction over all of them.
 
@@ -209,4 +214,3 @@ def comparisons(
                 )
             )
     return with_holm(rows)
-

@@ -9,16 +9,27 @@ from typing import Any
 from gopd_merge import artefacts
 from gopd_merge.comparison.contenders import BASE, Contender, Entry, Field, of_experts, read_entry, read_field
 from gopd_merge.comparison.document import comparison_document
-from gopd_merge.comparison.measuring import ANSWERS, TUNING, Measured, Setup, by_method, check_context, comparisons, identity, measure_all, result
+from gopd_merge.comparison.measuring import (
+    ANSWERS,
+    TUNING,
+    Measured,
+    Setup,
+    by_method,
+    check_context,
+    comparisons,
+    identity,
+    measure_all,
+    result,
+)
 from gopd_merge.comparison.tuning import Tuned, best_static, tune
 from gopd_merge.config import MergeConfig
 from gopd_merge.distill.backbone import STUDENT, Backbone
-from gopd_merge.distillation import METRICS, Clock, Listener, load_roles, manifest, train_student
+from gopd_merge.distillation import Clock, Listener, load_roles, manifest, train_student
 from gopd_merge.errors import InputError
 from gopd_merge.eval_config import OPD, CompareConfig, EvalConfig
 from gopd_merge.evaluate.sandbox import check_sandbox
 from gopd_merge.evaluate.statistics import Comparison, Result
-from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark, Suite, load_benchmarks, read_suite, tuning_suite
+from gopd_merge.evaluate.suites import Benchmark, Suite, load_benchmarks, read_suite, tuning_suite
 from gopd_merge.experts.base import context_length
 from gopd_merge.plan import MANIFEST, read_inputs
 from gopd_merge.report.progress import Silent
@@ -64,9 +75,7 @@ def compare(config: EvalConfig, command: str, listener: Listener | None = None) 
     with clock.measure("load"):
         experts = found.experts or (found.entries[0].adapter,)
         targets = sorted({target for one in experts for target in one.targets})
-        backbone = load_roles(
-            found.base, experts, found.quantize, config.device, max(one.rank for one in experts), targets, setup.seed
-        )
+        backbone = load_roles(found.base, experts, found.quantize, config.device, max(one.rank for one in experts), targets, setup.seed)
     check_context(backbone.tokenizer, context_length(found.base), [*test, *validation])
     contenders, tuned = [BASE], []
     if isinstance(config, CompareConfig):
@@ -182,7 +191,9 @@ def _opd(found: Field, backbone: Backbone, folder: Path, listener: Listener) -> 
     """The first merge's own training with α = 1, on the base that is loaded; one that is there already is taken. None if it is that."""
     first = next((entry for entry in found.entries if entry.manifest is not None), None)
     if first is None:
-        raise InputError(f"{found.entries[0].adapter.name}: has no {MANIFEST} with the options to train α = 1 with; leave opd out of --rivals")
+        raise InputError(
+            f"{found.entries[0].adapter.name}: has no {MANIFEST} with the options to train α = 1 with; leave opd out of --rivals"
+        )
     if any(entry.manifest is not None and entry.contender().method == OPD for entry in found.entries):
         return []
     output = folder / "opd.lora"
@@ -219,4 +230,3 @@ def _check_different(contenders: Sequence[Contender]) -> None:
         other = seen.setdefault(one.slug, one)
         if other is not one:
             raise InputError(f"{other.name} and {one.name} are both {one.slug}; give adapters that differ in α or seed, each once")
-

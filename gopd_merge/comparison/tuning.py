@@ -14,8 +14,9 @@ from gopd_merge.distillation import Listener
 from gopd_merge.eval_config import OPD
 from gopd_merge.evaluate.answers import Answer
 from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark
+from gopd_merge.experts.deltas import load_updates
 from gopd_merge.experts.intake import Expert
-from gopd_merge.experts.static import RIVALS, load_updates
+from gopd_merge.experts.static import RIVALS
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ def tune(
     """Every static rival at its best. Experts that are no plain LoRAs have no static merges: then there are none, and a note says so."""
     names = [name for name in rivals if name != OPD]
     if names and not all(expert.is_plain for expert in experts):
-        listener.note("static merges are not defined for these experts (DoRA, LoRA bias, adapted embeddings and saved modules are no B · A)")
+        listener.note(
+            "static merges are not defined for these experts (DoRA, LoRA bias, adapted embeddings and saved modules are no B · A)"
+        )
         return []
     if not names:
         return []
@@ -53,12 +56,10 @@ def tune(
     tuned = []
     for name in names:
         rival = RIVALS[name]
-        grid = [dict(point) for point in rival.grid(updates)]
+        grid = [dict(point) for point in rival.grid]
 
         def contender(parameters: dict[str, Any], rival: Any = rival) -> Contender:
-            return Contender(
-                rival.name, "static", make=lambda: rival.build(updates, parameters).updates, parameters=parameters or None
-            )
+            return Contender(rival.name, "static", make=lambda: rival.build(updates, parameters).updates, parameters=parameters or None)
 
         if not validation:
             tuned.append(Tuned(contender(grid[0]), (), ()))

@@ -125,7 +125,7 @@ def mean_rewards(backbone: Backbone, rollout: Rollout, role: str, micro_batch_si
         for who in (role, REFERENCE):
             hidden = part.predicting(backbone.hidden(who, part.ids, part.attention_mask))  # (n, H)
             log_probs.append(backbone.logits(hidden, who).log_softmax(-1).gather(-1, ids).squeeze(-1))  # (n,)
-        ratios = (log_probs[0] - log_probs[1]).split(part.response_mask.sum(1).tolist())
+        ratios = torch.split(log_probs[0] - log_probs[1], part.response_mask.sum(1).tolist())
         means += [float(ratio.mean()) for ratio in ratios]
     return means
 

@@ -21,6 +21,7 @@ from gopd_merge.evaluate.items import ENVIRONMENT, METRICS, Item, make_items
 from gopd_merge.evaluate.rows import Row, choose, read_file, read_hub
 
 Split = Literal["test", "validation"]
+EXPERT_REWARD = "expert_reward"  # an open-ended domain: how much likelier its expert finds an answer than the base does
 DOMAIN = r"[A-Za-z][A-Za-z0-9_-]*"
 SHOWN_TO_MODELS = {"chat", "system", "temperature", "samples", "max_new_tokens", "stop"}  # with the items, what a result depends on
 

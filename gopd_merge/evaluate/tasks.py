@@ -8,10 +8,11 @@ import torch
 
 from gopd_merge.distill.rollout import Answers
 from gopd_merge.evaluate.answers import Answer, AnswerFile
-from gopd_merge.evaluate.metrics import grade
+from gopd_merge.evaluate.metrics import grade_samples, load_metric
 from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark
 
-Respond = Callable[[Sequence[str]], tuple[Answers, Sequence[float] | None]]  # prompts -> their answers in order, and rewards if they are asked for
+# Prompts -> their answers in order, and the rewards of these where the benchmark is open-ended.
+Respond = Callable[[Sequence[str]], tuple[Answers, Sequence[float] | None]]
 
 
 def ask(
@@ -29,6 +30,8 @@ def ask(
     `told` hears how many answers are there, of how many.
     """
     questions = sorted(benchmark.items, key=lambda item: (len(item.prompt), item.id))  # of like length: less padding
+    metric = None if benchmark.metric == EXPERT_REWARD else load_metric(benchmark.metric)
+    options = dict(benchmark.suite.metric_options) | ({"unsafe": True} if unsafe_exec and benchmark.metric == "code_tests" else {})
     asked = [(item, sample) for sample in range(benchmark.suite.samples) for item in questions]
     for start in range(len(file.answers), len(asked), batch_size):
         told(start, len(asked))
@@ -36,11 +39,11 @@ def ask(
         began = time.perf_counter()
         torch.manual_seed(batch_seed(seed, benchmark, start))
         answers, rewards = respond([item.prompt for item, _ in batch])
-        if benchmark.metric == EXPERT_REWARD:
+        if metric is None:
             assert rewards is not None  # who asks an open-ended benchmark gives them
             scores = list(rewards)
         else:
-            graded = grade(benchmark.metric, [item for item, _ in batch], [[text] for text in answers.texts], unsafe_exec)
+            graded = grade_samples(metric, [item.reference for item, _ in batch], [[text] for text in answers.texts], **options)
             scores = [float(correct) for (correct,) in graded]
         seconds = (time.perf_counter() - began) / len(batch)
         file.append(

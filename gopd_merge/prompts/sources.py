@@ -28,11 +28,6 @@ class Prompt(BaseModel):
     tests: str | list[str] | None = None  # Python with asserts that call the function `entry_point`
     entry_point: str | None = None
 
-    @property
-    def needs_sandbox(self) -> bool:
-        """Whether grading it means to run what a model wrote."""
-        return self.answer is None and self.cases is None and self.tests is not None
-
 
 @dataclass(frozen=True)
 class PromptSet:
@@ -64,20 +59,6 @@ def training_prompts(domain: str, adapter: Path, override: str | None) -> Prompt
     if override is None and not own.is_file():
         raise InputError(f"{adapter}: no prompts come with this adapter ({own} is missing); name some with --prompts {domain}=FILE.jsonl")
     return read_prompts(domain, Path(override) if override else own)
-
-
-def graded_prompts(domain: str, adapter: Path, split: str) -> PromptSet | None:
-    """The adapter's own prompts of a split, if all of them can be graded; None if it has none. Raises as `read_prompts`."""
-    path = adapter / "prompts" / f"{split}.jsonl"
-    if not path.is_file():
-        return None
-    found = read_prompts(domain, path)
-    for number, prompt in enumerate(found.prompts, start=1):
-        if prompt.answer is None and prompt.cases is None and prompt.tests is None:
-            raise InputError(f"{path}: prompt {number} has no answer, cases or tests to grade by; add one of them, or use --no-eval")
-        if prompt.tests is not None and not (prompt.entry_point or "").isidentifier():
-            raise InputError(f"{path}: prompt {number} has tests but no entry_point; add the name of the function that they call")
-    return found
 
 
 def _parse(path: Path, number: int, line: bytes) -> Prompt:

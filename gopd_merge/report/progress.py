@@ -26,7 +26,7 @@ class Silent:
     def planned(self, forecast: Any) -> None: ...
     def phase(self, text: str) -> None: ...
     def step(self, step: int, steps: int, metrics: Mapping[str, Any]) -> None: ...
-    def evaluating(self, done: int, total: int, method: str) -> None: ...
+    def evaluating(self, done: float, total: int, method: str) -> None: ...
     def note(self, text: str) -> None: ...
 
 
@@ -40,6 +40,7 @@ class Progress(Silent):
             console=self._console, disable=not self._console.is_terminal, transient=True,
         )  # fmt: skip
         self._task: Any = None
+        self._measured = ""  # what the last line said, where there is no bar
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -86,12 +87,13 @@ class Progress(Silent):
         if not self._console.is_terminal and (step == steps or step % max(1, steps // 10) == 0):
             self._print(f"step {step}/{steps}  {detail}")
 
-    def evaluating(self, done: int, total: int, method: str) -> None:
+    def evaluating(self, done: float, total: int, method: str) -> None:
         self._advance("measuring", done, total, method)
-        if not self._console.is_terminal:
-            self._print(f"measuring {done + 1}/{total}: {method}")
+        if not self._console.is_terminal and method != self._measured:
+            self._print(f"measuring {int(done) + 1}/{total}: {method}")
+            self._measured = method
 
-    def _advance(self, phase: str, done: int, total: int, detail: str) -> None:
+    def _advance(self, phase: str, done: float, total: int, detail: str) -> None:
         if self._task is None or self._bar.tasks[-1].description != phase:
             if self._task is not None:
                 self._bar.remove_task(self._task)

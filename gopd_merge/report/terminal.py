@@ -4,15 +4,25 @@ from collections.abc import Iterable, Sequence
 
 from gopd_merge.evaluate.statistics import Comparison, Result
 
-NAMES = {"base": "base", "average": "exact average", "opd": "merged", "exopd": "merged"}
+NAMES = {
+    "average": "exact average",
+    "ties": "TIES",
+    "dare_ties": "DARE-TIES",
+    "sce": "SCE",
+    "svd": "SVD",
+    "expo": "ExPO",
+    "opd": "merged",
+    "exopd": "merged",
+}
 
 
-def method_name(result: Result) -> str:
-    """The row's label: `math expert`, `merged, α = 2`."""
-    if result.method.startswith("expert:"):
-        return f"{result.method.removeprefix('expert:')} expert"
-    name = NAMES.get(result.method, result.method.replace("_", " "))
-    return name if result.alpha is None else f"{name}, α = {result.alpha:g}"
+def label_of(method: str, alpha: float | None) -> str:
+    """A method's name for people: `math expert`, `merged, α = 2`."""
+    kind, _, name = method.partition(":")
+    if name:
+        return f"{name} expert" if kind == "expert" else name
+    name = NAMES.get(method, method.replace("_", " "))
+    return name if alpha is None else f"{name}, α = {alpha:g}"
 
 
 def results_text(results: Sequence[Result], comparisons: Sequence[Comparison]) -> str:
@@ -27,7 +37,7 @@ def results_text(results: Sequence[Result], comparisons: Sequence[Comparison]) -
     table = [[f"accuracy, temperature {results[0].temperature:g}, n = {n}", *domains]]
     for method in methods:
         alphas = {cell[method, d].alpha for d in domains}
-        label = method_name(cell[method, domains[0]]) if len(alphas) == 1 else NAMES[method]
+        label = label_of(method, cell[method, domains[0]].alpha) if len(alphas) == 1 else NAMES[method]
         table.append([f"  {label}", *(_score(cell[method, d], len(alphas) > 1) for d in domains)])
     return "\n".join([columns(table), "", *verdict_lines(comparisons)]).rstrip()
 
