@@ -23,20 +23,14 @@ class Item(Prompt):
     """A question: the prompt as the model gets it, and what its answers are graded by."""
 
     id: str
-    stub: str | None = None  # code that an answer may go on from, where the prompt wraps it in words, as with HumanEval
+    stub: str | None = (
+        None  # where the prompt wraps code in words: that code, which grading takes for the prompt, as an answer may go on from it
+    )
 
     @property
     def graded_by(self) -> str | None:
         """The field that its answers are graded by; None where it has none."""
         return next((field for field in METRICS if getattr(self, field) is not None), None)
-
-    @property
-    def reference(self) -> str:
-        """What a metric needs to grade an answer, as JSON: `answer`, `cases`, or `tests`, `entry_point` and the `prompt` of code."""
-        fields = self.model_dump(include={self.graded_by} if self.graded_by else set())
-        if self.graded_by == "tests":
-            fields |= {"entry_point": self.entry_point, "prompt": self.prompt if self.stub is None else self.stub}
-        return json.dumps(fields, ensure_ascii=False)
 
 
 def called_function(code: str, tests: str | Sequence[str]) -> str:
