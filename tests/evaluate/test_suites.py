@@ -231,9 +231,9 @@ def test_no_suite_is_tuned_on_a_question_that_it_tests(one):
     tuned, tested = ({item.id for item in one("mbpp", numbers, split).items} for split in ("validation", "test"))
     plus = [row | {"meta": {"base_tests": row["tests"]}} for row in numbers]
     plus_tested = {item.id.replace("mbppplus", "mbpp") for item in one("mbppplus", [r | {"split": "test"} for r in plus]).items}
-    assert (len(tuned), len(tested)) == (200, 500)
+    assert (len(tuned), len(tested)) == (198, 499)  # two and one are skipped
     assert not tuned & (tested | plus_tested)
-    assert tested == plus_tested
+    assert tested ^ plus_tested == {"mbpp/367", "mbpp/255"}  # each suite skips one of its own
 
 
 PARTS = (("prompt", 1, 11), ("test", 11, 511), ("validation", 511, 601), ("train", 601, 975))  # MBPP's own
