@@ -22,8 +22,14 @@ LEVEL = {
     "__main__": 8,
     "__init__": 9,
 }
-BETWEEN_ROOMS = {("distill", "experts"), ("evaluate", "distill.rollout"), ("report", "evaluate.statistics")}
+BETWEEN_ROOMS = {
+    ("distill", "experts"),
+    ("evaluate", "distill.rollout"),
+    ("evaluate", "prompts.sources"),
+    ("report", "evaluate.statistics"),
+}
 WITHOUT_TORCH = ("cli", "config", "errors", "plan", "report")
+LIGHT = ("experts.intake", "experts.base", "prompts.sources", "evaluate.suites", "evaluate.items", "evaluate.rows")
 
 
 def imports(path: Path):
@@ -79,7 +85,7 @@ def test_imports_point_down():
 def test_what_must_answer_at_once_does_not_import_torch_when_it_is_imported():
     heavy = ("torch", "transformers", "peft")
     for path in PACKAGE.rglob("*.py"):
-        if place(path).split(".")[0] in WITHOUT_TORCH or place(path) in ("experts.intake", "experts.base", "prompts.sources"):
+        if place(path).split(".")[0] in WITHOUT_TORCH or place(path) in LIGHT:
             for name, at_import in imports(path):
                 assert not (at_import and name.split(".")[0] in heavy), f"{place(path)} imports {name}"
 

@@ -23,20 +23,13 @@ class Item(Prompt):
     """A question: the prompt as the model gets it, and what its answers are graded by."""
 
     id: str
-    stub: str | None = None  # code that an answer may go on from, where the prompt wraps it in words, as with HumanEval
+    # The code that the prompt wraps in words, as with HumanEval. Grading takes it for the prompt: an answer may go on where it ends.
+    stub: str | None = None
 
     @property
     def graded_by(self) -> str | None:
         """The field that its answers are graded by; None where it has none."""
         return next((field for field in METRICS if getattr(self, field) is not None), None)
-
-    @property
-    def reference(self) -> str:
-        """What a metric needs to grade an answer, as JSON: `answer`, `cases`, or `tests`, `entry_point` and the `prompt` of code."""
-        fields = self.model_dump(include={self.graded_by} if self.graded_by else set())
-        if self.graded_by == "tests":
-            fields |= {"entry_point": self.entry_point, "prompt": self.prompt if self.stub is None else self.stub}
-        return json.dumps(fields, ensure_ascii=False)
 
 
 def called_function(code: str, tests: str | Sequence[str]) -> str:
@@ -62,8 +55,8 @@ def make_items(
 
     `templates` maps fields of an item to Jinja templates over a row's columns, its number from 0 as `index`, and `chat`; with None
     the rows are items already. Rows for which the template `keep` does not render True are left out. An item without an id is called
-    `prefix`/index. `metric` is what all must be gradable by: a metric's
-    name, "expert_reward" for no grading at all, or None for the metric of the first item.
+    `prefix`/index. `metric` is what all must be gradable by: a metric's name, "expert_reward" for no grading at all, or None for the
+    metric of the first item.
     """
     compiled = {name: ENVIRONMENT.from_string(text) for name, text in (templates or {}).items()}
     condition = {} if keep is None else {"keep": ENVIRONMENT.from_string(keep)}
@@ -93,7 +86,8 @@ def _render(row: Row, templates: Mapping[str, Template], extra: Mapping[str, Any
             problem = f"the column {missing[1]} is missing or null" if missing else str(error)
             raise InputError(f"{row.where}: {problem}, its {name} needs it; the row has {', '.join(row.values)}") from None
         except Exception as error:  # a template may call any method of any value
-            raise InputError(f"{row.where}: its {name} cannot be made ({error}); check the row, and the suite's template") from None
+            problem = f"its {name} cannot be made ({' '.join(str(error).split())[:120]})"
+            raise InputError(f"{row.where}: {problem}; check the row, and the suite's template") from None
     return fields
 
 

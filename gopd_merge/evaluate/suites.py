@@ -23,7 +23,7 @@ from gopd_merge.evaluate.rows import Row, choose, read_file, read_hub
 Split = Literal["test", "validation"]
 EXPERT_REWARD = "expert_reward"  # an open-ended domain: how much likelier its expert finds an answer than the base does
 DOMAIN = r"[A-Za-z][A-Za-z0-9_-]*"
-SHOWN_TO_MODELS = {"chat", "system", "temperature", "samples", "max_new_tokens", "stop"}  # with the items, what a result depends on
+ASKED_WITH = {"chat", "system", "temperature", "samples", "max_new_tokens", "stop"}  # with the items, what a result depends on
 
 
 def _template(text: str) -> str:
@@ -202,7 +202,10 @@ def _rows(suite: Suite, split: Split, data: Path | None) -> list[Row]:
         raise InputError(f"{suite.name}: has no {split} split; {other}")
     path = data or suite.data.file
     if path is not None:
-        return choose(path, read_file(path), split, expression)
+        rows = read_file(path)
+        if suite.item is None:  # a bad line, or an id that is there twice, is refused whatever its split
+            make_items(rows, None, None, suite.name, suite.metric, suite.chat)
+        return choose(path, rows, split, expression)
     if suite.data.hub is None or expression is None:
         raise ValueError("a suite without data")
     return read_hub(suite.name, suite.data.hub, suite.data.config, suite.data.revision, expression)
@@ -219,7 +222,7 @@ def _benchmark(suite: Suite, domain: str, split: Split, rows: Sequence[Row], lim
     content = {
         "benchmark": [suite.name, domain, split],
         "metric": [metric, suite.metric_options],
-        "asked": suite.model_dump(mode="json", include=SHOWN_TO_MODELS),
+        "asked": suite.model_dump(mode="json", include=ASKED_WITH),
         "items": [item.model_dump(mode="json", exclude_none=True) for item in items],
     }
     version = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
