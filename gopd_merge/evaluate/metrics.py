@@ -37,15 +37,15 @@ def load_metric(name: str) -> "EvaluationModule":
 
 
 def grade_samples(
-    metric: "EvaluationModule", references: Sequence[str], texts: Sequence[Sequence[str]], **options: Any
+    metric: "EvaluationModule", questions: Sequence[Question], texts: Sequence[Sequence[str]], **options: Any
 ) -> list[list[bool]]:
-    """Whether each answer is right: texts[i][j], and entry [i][j] of the result, is sample j of the question that `references[i]` grades.
+    """Whether each answer is right: texts[i][j], and entry [i][j] of the result, is sample j of question i.
 
     `options` are the metric's own. Raises InputError where programs are to be run and find no sandbox.
     """
     result = metric.compute(
         predictions=[[_storable(text) for text in samples] for samples in texts],
-        references=list(references),
+        references=[reference(question) for question in questions],
         **options,
     )
     correct: list[list[bool]] = result["correct"]
