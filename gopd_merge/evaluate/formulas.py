@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,22 +40,26 @@ def equal_formulas(pairs: Sequence[Pair], seconds: float = SECONDS, workers: int
         return []
     workers = workers or min(os.cpu_count() or 1, 1 + len(distinct) // PAIRS_PER_WORKER)
     parts = [distinct[i::workers] for i in range(workers)]
+    stop = threading.Event()
     with ThreadPoolExecutor(workers) as pool:
-        answered = list(pool.map(_compare, parts, [seconds] * workers))
+        try:
+            answered = list(pool.map(_compare, parts, [seconds] * workers, [stop] * workers))
+        finally:
+            stop.set()  # so that an interrupt does not wait for the rest
     verdicts = {pair: verdict for part, done in zip(parts, answered, strict=True) for pair, verdict in zip(part, done, strict=True)}
     return [verdicts[pair] for pair in pairs]
 
 
-def _compare(pairs: Sequence[Pair], seconds: float) -> list[bool]:
-    """The verdicts of one process, and of the next ones where it ended."""
+def _compare(pairs: Sequence[Pair], seconds: float, stop: threading.Event) -> list[bool]:
+    """The verdicts of one process, and of the next ones where it ended; fewer when it was told to stop."""
     verdicts: list[bool] = []
-    while len(verdicts) < len(pairs):
+    while len(verdicts) < len(pairs) and not stop.is_set():
         with _start() as process:
             try:
                 for pair in pairs[len(verdicts) :]:
                     answer = _ask(process, [*pair, seconds])
                     verdicts.append(answer == b"1\n")
-                    if not answer:
+                    if not answer or stop.is_set():
                         break
             finally:
                 process.kill()

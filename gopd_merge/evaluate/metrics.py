@@ -53,12 +53,14 @@ def grade_samples(
 
 
 def reference(question: Question) -> str:
-    """What a metric grades a question by, as JSON: `answer`, `cases`, or `tests`, `entry_point` and `prompt`."""
-    fields: dict[str, Any] = {"answer": question.answer}
+    """What a metric grades a question by, as JSON: what there is of `answer`, `cases`, and `tests` with `entry_point` and `prompt`."""
+    fields: dict[str, Any] = {}
+    if question.answer is not None:
+        fields["answer"] = question.answer
     if question.cases is not None:
-        fields = {"cases": [{"args": case.args, "expected": case.expected} for case in question.cases]}
-    elif question.tests is not None:
-        fields = {"tests": question.tests, "entry_point": question.entry_point, "prompt": question.prompt}
+        fields["cases"] = [{"args": case.args, "expected": case.expected} for case in question.cases]
+    if question.tests is not None:
+        fields |= {"tests": question.tests, "entry_point": question.entry_point, "prompt": question.prompt}
     return json.dumps(fields)
 
 
