@@ -23,8 +23,6 @@ class Item(Prompt):
     """A question: the prompt as the model gets it, and what its answers are graded by."""
 
     id: str
-    # The code that the prompt wraps in words, as with HumanEval. Grading takes it for the prompt: an answer may go on where it ends.
-    stub: str | None = None
 
     @property
     def graded_by(self) -> str | None:

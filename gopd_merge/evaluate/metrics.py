@@ -60,7 +60,7 @@ def reference(question: Question) -> str:
     if question.cases is not None:
         fields["cases"] = [{"args": case.args, "expected": case.expected} for case in question.cases]
     if question.tests is not None:
-        fields |= {"tests": question.tests, "entry_point": question.entry_point, "prompt": question.prompt}
+        fields |= {"tests": question.tests, "entry_point": question.entry_point, "prompt": question.stub or question.prompt}
     return json.dumps(fields)
 
 

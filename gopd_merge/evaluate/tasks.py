@@ -43,7 +43,7 @@ def ask(
             assert rewards is not None  # who asks an open-ended benchmark gives them
             scores = list(rewards)
         else:
-            graded = grade_samples(metric, [item.reference for item, _ in batch], [[text] for text in answers.texts], **options)
+            graded = grade_samples(metric, [item for item, _ in batch], [[text] for text in answers.texts], **options)
             scores = [float(correct) for (correct,) in graded]
         seconds = (time.perf_counter() - began) / len(batch)
         file.append(

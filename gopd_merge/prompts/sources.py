@@ -27,6 +27,7 @@ class Prompt(BaseModel):
     cases: list[Case] | None = None
     tests: str | list[str] | None = None  # Python with asserts that call the function `entry_point`
     entry_point: str | None = None
+    stub: str | None = None  # the code that the prompt wraps in words; an answer may go on where it ends
 
 
 @dataclass(frozen=True)
