@@ -45,6 +45,7 @@ def measured(interval, values, truth: float) -> dict:
 
 
 def main(draws: int, output: Path) -> None:
+    made_by = environment(torch.device("cpu"))  # of the code that runs, should the checkout change meanwhile
     rng = np.random.default_rng(0)
     rows = []
     for n in QUESTIONS:
@@ -68,7 +69,7 @@ def main(draws: int, output: Path) -> None:
         "command": " ".join(["python", *sys.argv]),
         "draws": draws,
         "rows": rows,
-        "environment": environment(torch.device("cpu")),
+        "environment": made_by,
     }
     output.write_text(json.dumps(document, indent=1) + "\n")
 

@@ -179,6 +179,23 @@ def real_table() -> list[str]:
     return lines
 
 
+def coverage_table() -> list[str]:
+    document = json.loads((RESULTS / "interval_coverage.json").read_text())
+    names = [name for name, value in document["rows"][0].items() if isinstance(value, dict)]
+    lines = [
+        "\n## Do the intervals hold what they say?\n",
+        f"Share of {document['draws']} simulated draws of questions in which a 95 % interval holds the truth: the least over "
+        "difficulties and over 1, 4 and 16 samples a question. `percentile` and `BCa` are scipy's bootstraps of a score, "
+        "`bootstrap_interval` and `difference_interval` are what is used for scores and for paired differences (with a shift where one "
+        f"method is better by it on half of the questions). Made by `{document['command']}`.\n",
+        f"| questions | {' | '.join(names)} |\n" + "|---" * (len(names) + 1) + "|",
+    ]
+    for n in dict.fromkeys(row["n"] for row in document["rows"]):
+        cells = [f"{min(row[name]['coverage'] for row in document['rows'] if row['n'] == n):.2f}" for name in names]
+        lines.append(f"| {n:,} | {' | '.join(cells)} |")
+    return lines
+
+
 def replace_between(text: str, name: str, content: str) -> str:
     """`text` with what stands between <!-- name --> and <!-- /name --> replaced."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -203,6 +220,7 @@ if __name__ == "__main__":
         ("memory", memory_table),
         ("fuzz_intake", fuzz_text),
         ("smollm2", real_table),
+        ("interval_coverage", coverage_table),
     ):
         if (RESULTS / f"{name}.json").is_file():
             parts += table()

@@ -196,15 +196,8 @@ def permutation_p(differences: ArrayLike, seed: int = 0) -> float:
     values = values[np.abs(values) > 1e-12]  # a zero has no sign to flip; equal means differ by rounding
     if len(values) < 2:  # of one question, both signs are as far from zero
         return 1.0
-    result = permutation_test(
-        (values,),
-        lambda x, axis: np.round(x.sum(axis=axis), 9),  # sums that are equal but for rounding are ties
-        permutation_type="samples",
-        n_resamples=FLIPS,
-        batch=BATCH,
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    )
+    rng = np.random.default_rng(seed)
+    result = permutation_test((values,), np.sum, permutation_type="samples", n_resamples=FLIPS, batch=BATCH, vectorized=True, rng=rng)
     return float(result.pvalue)
 
 

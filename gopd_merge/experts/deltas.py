@@ -63,7 +63,7 @@ def factored(delta: Tensor, max_rank: int) -> tuple[Update, float]:
         flipped, missed = factored(delta.T, max_rank)
         return Update(a=flipped.b.T.contiguous(), b=flipped.a.T.contiguous()), missed
     if rows <= max_rank:
-        return Update(a=delta, b=torch.eye(rows)), 0.0
+        return Update(a=delta, b=torch.eye(rows, device=delta.device)), 0.0
     b = torch.linalg.eigh(delta @ delta.T).eigenvectors[:, -max_rank:].contiguous()  # (out, max_rank), eigenvalues ascend
     a = b.T @ delta
     return Update(a, b), max(0.0, _squared_norm(delta) - _squared_norm(a))

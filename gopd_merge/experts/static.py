@@ -106,7 +106,7 @@ def dare_ties(experts: list[Updates], max_rank: int, density: float, coefficient
     def combine(deltas: Tensor) -> Tensor:
         return elected_mean(trimmed(deltas, density, "random"))
 
-    with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator
+    with torch.random.fork_rng():  # PEFT draws from the global generator
         torch.manual_seed(seed)
         return _dense(experts, max_rank, coefficient, combine)
 

@@ -86,7 +86,8 @@ def test_questions_that_all_score_alike_leave_doubt(value, n):
     assert high - low > 0.5 / (n + 2)
     low, high = difference_interval([value] * n)
     assert low <= value <= high
-    assert high - low > 2 / (n + 4)
+    unseen = 1.959964**2 / (n + 1.959964**2)  # Wilson's bound for none in n
+    assert (low, high) == pytest.approx((max(-1, value - (1 + value) * unseen), min(1, value + (1 + value) * unseen)))
 
 
 @pytest.mark.parametrize(("mean", "spread", "n", "k"), [(0.5, 1, 50, 1), (0.9, 1, 20, 16), (0.97, 1, 50, 4), (0.5, 10, 200, 4)])
