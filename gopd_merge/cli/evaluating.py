@@ -38,7 +38,7 @@ def evaluate(kind: type[EvalConfig], adapters: Sequence[str], options: dict[str,
         print(dump_json(found.document, ensure_ascii=False))
         return
     again = f"report: gopd-merge report {shlex.quote(str(found.folder))}"
-    print(f"{found.table}\n\nanswers and results in {found.folder} · {again}")
+    print(f"{found.table}\n\nanswers and results in {found.folder}\n{again}")
 
 
 def report(
@@ -62,11 +62,13 @@ def report(
     """
     if not runs:
         raise InputError("report: no run given; name a measured merge, such as gopd-merge report merged.lora")
-    from gopd_merge.report.document import combine, locate, read_document
-    from gopd_merge.report.writing import render
+    from gopd_merge.report.combination import build_report
+    from gopd_merge.report.document import json_document, locate
+    from gopd_merge.report.page import html_page
+    from gopd_merge.report.text import markdown_text, terminal_text
 
-    document = combine([read_document(run) for run in runs])
-    text = render(document, format)
+    writers = {"html": html_page, "markdown": markdown_text, "json": json_document, "text": terminal_text}
+    text = writers[format](build_report(runs))
     target = output or locate(runs[0]).with_name("report" + FORMATS[format])
     if str(target) == "-":
         print(text)

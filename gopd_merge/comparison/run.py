@@ -32,8 +32,9 @@ from gopd_merge.evaluate.statistics import Comparison, Result
 from gopd_merge.evaluate.suites import Benchmark, Suite, load_benchmarks, read_suite, tuning_suite
 from gopd_merge.experts.base import context_length
 from gopd_merge.plan import MANIFEST, read_inputs
+from gopd_merge.report.document import checked_document
 from gopd_merge.report.progress import Silent
-from gopd_merge.report.terminal import results_text
+from gopd_merge.report.text import terminal_text
 
 EVALUATION, RESULTS = "evaluation", "results.json"
 
@@ -50,7 +51,7 @@ class Evaluation:
     @property
     def table(self) -> str:
         """The results as the command line prints them."""
-        return results_text(self.results, self.comparisons)
+        return terminal_text(checked_document(self.document, self.folder / RESULTS))
 
 
 def compare(config: EvalConfig, command: str, listener: Listener | None = None) -> Evaluation:
