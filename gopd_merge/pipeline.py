@@ -21,7 +21,6 @@ from gopd_merge.forecast import Forecast
 from gopd_merge.plan import MANIFEST, Inputs, check_output, read_inputs
 from gopd_merge.report.card import card_text
 from gopd_merge.report.progress import Silent
-from gopd_merge.report.terminal import results_text
 
 AVERAGE = "average"
 SCHEMA = 1
@@ -29,17 +28,13 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What a merge made. `results` and `comparisons` are empty without evaluation."""
+    """What a merge made. `results` and `comparisons` are empty without evaluation, `table` too."""
 
     output: Path
     results: tuple[Result, ...]
     comparisons: tuple[Comparison, ...]
     document: Mapping[str, Any]  # what --json prints
-
-    @property
-    def table(self) -> str:
-        """The results as the command line prints them."""
-        return results_text(self.results, self.comparisons)
+    table: str  # the results as the command line prints them
 
 
 def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs | None = None) -> MergeResult:
@@ -86,9 +81,9 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
         }
         described = manifest(config, inputs, metrics) | document
         results, comparisons = (found.results, found.comparisons) if found else ((), ())
-        (folder / "README.md").write_text(card_text(described, results, comparisons), encoding="utf-8")
+        (folder / "README.md").write_text(card_text(described, found.markdown if found else None), encoding="utf-8")
         artefacts.write_json(folder / MANIFEST, described)  # last: its presence means complete
-    return MergeResult(config.output, results, comparisons, document)
+    return MergeResult(config.output, results, comparisons, document, found.table if found else "")
 
 
 def evaluate(

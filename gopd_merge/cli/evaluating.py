@@ -43,7 +43,7 @@ def evaluate(kind: type[EvalConfig], adapters: Sequence[str], options: dict[str,
 
 def report(
     *runs: Path,
-    output: Path | None = None,
+    output: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
     format: Literal["html", "markdown", "json", "text"] = "html",
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:

@@ -84,6 +84,7 @@ def _method(one: Measured, tuning: Tuned | None, device: str) -> dict[str, Any]:
         "parameters": contender.parameters,
         "alpha": contender.alpha,
         "seed": contender.seed,
+        "lost": tuning.lost if tuning else None,
         "sha256": contender.sha256,
         "adapter": contender.name,
         "cost": {

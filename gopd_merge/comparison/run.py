@@ -34,7 +34,8 @@ from gopd_merge.experts.base import context_length
 from gopd_merge.plan import MANIFEST, read_inputs
 from gopd_merge.report.document import checked_document
 from gopd_merge.report.progress import Silent
-from gopd_merge.report.text import terminal_text
+from gopd_merge.report.terminal import label_of
+from gopd_merge.report.text import markdown_text, terminal_text
 
 EVALUATION, RESULTS = "evaluation", "results.json"
 
@@ -52,6 +53,11 @@ class Evaluation:
     def table(self) -> str:
         """The results as the command line prints them."""
         return terminal_text(checked_document(self.document, self.folder / RESULTS))
+
+    @property
+    def markdown(self) -> str:
+        """The same for a model card."""
+        return markdown_text(checked_document(self.document, self.folder / RESULTS))
 
 
 def compare(config: EvalConfig, command: str, listener: Listener | None = None) -> Evaluation:
@@ -123,7 +129,8 @@ def conclude(
         experts = {name.removeprefix("expert:"): group for name, group in named.items() if name.startswith("expert:")}
         rivals = {}
         if static := best_static(tuned, validation):
-            rivals["best static merge"] = named[static.contender.method]
+            is_only_one = len(tuned) == 1
+            rivals[label_of(static.contender.method, None) if is_only_one else "best static merge"] = named[static.contender.method]
         if OPD in named and headline is not named[OPD]:
             rivals["α = 1"] = named[OPD]
         compared = comparisons(headline, rivals, test, experts)

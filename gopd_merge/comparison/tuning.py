@@ -1,5 +1,6 @@
 """Rivals get their coefficients as a user would choose them: the best on validation questions, over a stated grid."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +15,9 @@ from gopd_merge.distillation import Listener
 from gopd_merge.eval_config import OPD
 from gopd_merge.evaluate.answers import Answer
 from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark
-from gopd_merge.experts.deltas import load_updates
+from gopd_merge.experts.deltas import Update, Updates, load_updates
 from gopd_merge.experts.intake import Expert
-from gopd_merge.experts.static import RIVALS
+from gopd_merge.experts.static import RIVALS, Merged, Parameters, Rival
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Tuned:
     contender: Contender
     points: tuple[Point, ...]  # of the whole grid
     scores: tuple[float, ...]  # of the chosen point, by validation benchmark; empty where there are none
+    lost: float  # share of its squared norm that does not fit into an adapter, see `experts.static.Merged`
     answers: tuple[Answer, ...] = field(default=(), repr=False)  # that tuning took
 
 
@@ -53,33 +55,52 @@ def tune(
     if not names:
         return []
     updates = [load_updates(expert) for expert in experts]
-    tuned = []
-    for name in names:
-        rival = RIVALS[name]
-        grid = [dict(point) for point in rival.grid]
+    return [_tuned(Builder(RIVALS[name], updates), backbone, validation, setup, listener) for name in names]
 
-        def contender(parameters: dict[str, Any], rival: Any = rival) -> Contender:
-            return Contender(rival.name, "static", make=lambda: rival.build(updates, parameters).updates, parameters=parameters or None)
 
-        if not validation:
-            tuned.append(Tuned(contender(grid[0]), (), ()))
-            continue
-        points: list[Point] = []
-        means: list[list[float]] = []
-        answers: list[Answer] = []
-        for index, parameters in enumerate(grid):
-            scores = []
-            for benchmark in validation:
-                label = f"{rival.name} {parameters} on {benchmark.domain}"
-                listener.evaluating(index, len(grid), f"tuning {label}")
-                found = measure(backbone, contender(parameters), benchmark, setup, TUNING)
-                answers += found
-                scores.append(sum(answer.score for answer in found) / len(found))
-                points.append(Point(parameters, benchmark.suite.name, benchmark.domain, len(benchmark.items), scores[-1]))
-            means.append(scores)
-        best = best_row(means, [benchmark.metric for benchmark in validation])
-        tuned.append(Tuned(contender(grid[best]), tuple(points), tuple(means[best]), tuple(answers)))
-    return tuned
+class Builder:
+    """Builds a rival at any point of its grid, one point's work serving for all that differ in the coefficient alone."""
+
+    def __init__(self, rival: Rival, experts: list[Updates]) -> None:
+        self.rival = rival
+        self._experts = experts
+        self._unscaled = functools.lru_cache(maxsize=1)(self._build)  # one: it may be as large as the base
+
+    def contender(self, parameters: Parameters) -> Contender:
+        """The rival with these parameters, to be built when it answers."""
+        return Contender(self.rival.name, "static", make=lambda: self.merged(parameters).updates, parameters=dict(parameters) or None)
+
+    def merged(self, parameters: Parameters) -> Merged:
+        """The merge: every coefficient multiplies the whole of it."""
+        coefficient = parameters.get("coefficient")
+        if coefficient is None:
+            return self.rival.build(self._experts, parameters)
+        one = self._unscaled(tuple(sorted((parameters | {"coefficient": 1.0}).items())))
+        return Merged({module: Update(update.a, update.b * coefficient) for module, update in one.updates.items()}, one.lost)
+
+    def _build(self, parameters: tuple[tuple[str, float], ...]) -> Merged:
+        return self.rival.build(self._experts, dict(parameters))
+
+
+def _tuned(builder: Builder, backbone: Backbone, validation: Sequence[Benchmark], setup: Setup, listener: Listener) -> Tuned:
+    """One rival at the best point of its grid; at the first one where there are no validation questions."""
+    grid = builder.rival.grid
+    points: list[Point] = []
+    scores: list[list[float]] = []
+    answers: list[Answer] = []
+    for index, parameters in enumerate(grid if validation else ()):
+        contender = builder.contender(parameters)
+        scores.append([])
+        for benchmark in validation:
+            values = " ".join(f"{name} {value:g}" for name, value in parameters.items())
+            listener.evaluating(index, len(grid), f"tuning {builder.rival.name} {values} on {benchmark.domain}")
+            found = measure(backbone, contender, benchmark, setup, TUNING)
+            answers += found
+            scores[-1].append(sum(answer.score for answer in found) / len(found))
+            points.append(Point(dict(parameters), benchmark.suite.name, benchmark.domain, len(benchmark.items), scores[-1][-1]))
+    best = best_row(scores, [benchmark.metric for benchmark in validation]) if scores else 0
+    lost = builder.merged(grid[best]).lost
+    return Tuned(builder.contender(grid[best]), tuple(points), tuple(scores[best]) if scores else (), lost, tuple(answers))
 
 
 def best_static(tuned: Sequence[Tuned], validation: Sequence[Benchmark]) -> Tuned | None:

@@ -1,16 +1,16 @@
 """The README.md beside a merged adapter: what it is, how to load it, what it scored. No torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from gopd_merge.evaluate.statistics import Comparison, Result
-from gopd_merge.report.terminal import results_text
 
 TAGS = ("gopd-merge", "on-policy-distillation", "lora", "merge")
 
 
-def card_text(manifest: Mapping[str, Any], results: Sequence[Result], comparisons: Sequence[Comparison]) -> str:
-    """Markdown with a YAML header, from the run's manifest. Names no local path but the base's name as the experts give it."""
+def card_text(manifest: Mapping[str, Any], measured: str | None) -> str:
+    """Markdown with a YAML header, from the run's manifest and the report's Markdown, if it was measured.
+
+    Names no local path but the base's name as the experts give it.
+    """
     config, base = manifest["config"], manifest["base"]
     header = ["---", *([f"base_model: {base['name']}", "base_model_relation: adapter"] if base["commit"] else [])]
     header += ["library_name: peft", "pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in TAGS), "---"]
@@ -33,5 +33,5 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base["n
 
 Load the base at the precision above: the adapter was trained beside it. Do not merge it into 4-bit weights; that destroys most of it.
 """
-    measured = f"\n## Measured\n\n```text\n{results_text(results, comparisons)}\n```\n" if results else ""
-    return "\n".join(header) + "\n" + body + measured + "\n`merge.json` holds every option, input hash and version.\n"
+    section = f"\n## Measured\n\n{measured}" if measured else ""
+    return "\n".join(header) + "\n" + body + section + "\n`merge.json` holds every option, input hash and version.\n"
