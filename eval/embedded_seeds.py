@@ -2,9 +2,9 @@
 
     python eval/embedded_seeds.py
 
-Every merge is the default command but for α and the seed. Sampled at temperature 1 and greedily. Everything is kept in eval/work as it
-is made, so that the command can be stopped and given again. Writes eval/results/embedded_seeds.json and embedded_seeds_greedy.json,
-without the sample answers and the training curves, which are long.
+Every merge is the default command but for α and the seed. Answers are sampled at temperature 1, or greedy with --temperature 0.
+Everything is kept in eval/work as it is made, so that the command can be stopped and given again. Writes
+eval/results/embedded_seeds.json, or the file that is named, without the sample answers and the training curves, which are long.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from gopd_merge.report.progress import Progress
 
 EXPERTS = {"math": "adapters/math.lora", "code": "adapters/code.lora"}
 ALPHAS = (1.5, 1.0, 1.25, 2.0)  # the first is what the comparisons are about: it was the best when this was written
-QUESTIONS, TUNING_QUESTIONS = 2500, 500
+QUESTIONS, TUNING_QUESTIONS = 2500, 250
 
 
 def merged(work: Path, alpha: float, seed: int) -> str:
@@ -33,29 +33,29 @@ def merged(work: Path, alpha: float, seed: int) -> str:
     return str(folder)
 
 
-def main(work: Path, seeds: int, output: Path) -> None:
+def main(work: Path, seeds: int, temperature: float, output: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     adapters = tuple(merged(work, alpha, seed) for alpha in ALPHAS for seed in range(seeds))
-    for temperature, name in ((1.0, output), (0.0, output.with_stem(output.stem + "_greedy"))):
-        config = CompareConfig(
-            adapters=adapters,
-            temperature=temperature,
-            limit=QUESTIONS,
-            tune_limit=TUNING_QUESTIONS,
-            seed=0,
-            batch_size=250,
-            output=work / f"temperature-{temperature:g}",
-        )
-        with Progress() as listener:
-            found = compare(config, " ".join(["python", *sys.argv]), listener)
-        print(found.table, flush=True)
-        kept = {key: value for key, value in found.document.items() if key not in ("samples", "curves")}
-        name.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    config = CompareConfig(
+        adapters=adapters,
+        temperature=temperature,
+        limit=QUESTIONS,
+        tune_limit=TUNING_QUESTIONS,
+        seed=0,
+        batch_size=250,
+        output=work / f"temperature-{temperature:g}",
+    )
+    with Progress() as listener:
+        found = compare(config, " ".join(["python", *sys.argv]), listener)
+    print(found.table, flush=True)
+    kept = {key: value for key, value in found.document.items() if key not in ("samples", "curves")}
+    output.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("eval/work"))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--output", type=Path, default=Path("eval/results/embedded_seeds.json"))
     main(**vars(parser.parse_args()))
