@@ -82,8 +82,8 @@ def _difference_plot(document: Document, number: int, suite: Suite, comparisons:
     title = f"Merge minus rival on {document.title(suite.key)}"
     about = "Paired differences with their 95 % intervals; right of zero the merge is ahead."
     table = Table(title, [("rival", False), (f"difference ({unit})", True), ("reading", False)], rows)
-    figure = {"data": traces, "layout": rows_layout(labels, f"difference, {unit}", [zero_line()])}
-    return Plot(f"difference-{number}", title, about, figure, table)
+    layout = rows_layout(labels, f"difference, {unit}", [zero_line()]) | {"showlegend": True}  # which reading, even if it is the only one
+    return Plot(f"difference-{number}", title, about, {"data": traces, "layout": layout}, table)
 
 
 def alpha_plots(document: Document) -> list[Plot]:

@@ -14,6 +14,22 @@ HOSTILE = (
     "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>{{ 7 * 7 }}&amp;"
     "\x00\x1b[31m\u202eright to left\u202c \ud800"
 )
+FREE = (
+    "label",
+    "about",
+    "licence",
+    "tuned_on",
+    "text",
+    "prompt",
+    "reference",
+    "id",
+    "name",
+    "output",
+    "command",
+    "device",
+    "commit",
+    "adapter",
+)
 ARABIC = "الجواب هو ٤٢، لأن ٦ × ٧ = ٤٢"
 STATICS = {
     "average": (None, 0.55),
@@ -274,6 +290,18 @@ def written(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def hostile_document(tmp_path_factory) -> Document:
+    """The synthetic document with markup in every text that people or models write."""
+
+    def spoil(part: dict[str, Any]) -> dict[str, Any]:
+        return {key: HOSTILE if isinstance(value, str) and key in FREE else value for key, value in part.items()}
+
+    path = tmp_path_factory.mktemp("hostile") / "results.json"
+    path.write_text(json.dumps(json.loads(json.dumps(make_comparison()), object_hook=spoil)))
+    return read_document(path)
 
 
 @pytest.fixture(scope="session")

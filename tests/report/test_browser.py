@@ -244,6 +244,20 @@ def test_hostile_text_is_text(opened, document):
     assert page.locator("#question-1 .card pre").first.evaluate("e => getComputedStyle(e).direction") == "ltr"
 
 
+def test_hostile_names_reach_tables_axes_and_legends_as_text(opened, hostile_document, tmp_path):
+    path = tmp_path / "hostile.html"
+    path.write_text(html_page(hostile_document))
+    page, heard = opened(path, viewport=PHONE)
+    for tab in TABS:
+        page.click(f"#tab-{tab}")
+        expect(page.locator(f"#{tab} .plot:visible:not([data-drawn])")).to_have_count(0)
+        assert page.evaluate("document.documentElement.scrollWidth") == 360, tab
+    assert page.evaluate("window.pwned") is None
+    assert page.locator("main img, main a:not([href^='#'])").count() == 0
+    assert page.locator("#scores .ytick text").first.text_content().startswith("</script><script>window")
+    assert heard.errors == []
+
+
 def test_questions_are_stepped_through_and_filtered(opened, document):
     page, _ = opened()
     page.click("#tab-answers")

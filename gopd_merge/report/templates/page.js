@@ -46,7 +46,7 @@
       ...figure.layout,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: narrow ? false : "zoom",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: color("ink") },
-      margin: { l: 8, r: 16, t: 8, b: 8 }, showlegend: figure.data.length > 1,
+      margin: { l: 8, r: 16, t: 8, b: 8 }, showlegend: figure.layout.showlegend ?? figure.data.length > 1,
       legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { size: 12 } },
       hoverlabel: { bgcolor: color("surface"), bordercolor: color("muted"), font: { color: color("ink") }, align: "left" },
       xaxis: axis(figure.layout.xaxis, narrow), yaxis: axis(figure.layout.yaxis, narrow),
