@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from gopd_merge import artefacts
+from gopd_merge.comparison.concluding import RESULTS, Evaluation, conclude
 from gopd_merge.comparison.contenders import BASE, of_experts, trained
+from gopd_merge.comparison.lineup import line_up
 from gopd_merge.comparison.measuring import Setup, identity, measure_all
-from gopd_merge.comparison.run import EVALUATION, RESULTS, Evaluation, conclude
+from gopd_merge.comparison.run import EVALUATION
 from gopd_merge.comparison.tuning import tune
 from gopd_merge.config import MergeConfig
 from gopd_merge.distill.backbone import STUDENT, Backbone
@@ -111,9 +113,9 @@ def evaluate(
     )
     with clock.measure("evaluate"):
         contenders = [BASE, *of_experts(inputs.experts), *(one.contender for one in average), merged]
-        measured = measure_all(backbone, contenders, inputs.test, setup, listener)
+        lineup = line_up(measure_all(backbone, contenders, inputs.test, setup, listener), average, [])
     about = {name: described[name] for name in ("inputs", "base", "config", "environment")}
     about |= {"command": "gopd-merge --config merge.json", "seconds": clock.rounded()}
-    found = conclude(measured, inputs.test, average, [], setup, about)
+    found = conclude(lineup, inputs.test, [], setup, about)
     artefacts.replace_json(setup.folder / RESULTS, found.document)
     return found

@@ -16,6 +16,7 @@ from peft import LoraConfig
 from splits import distinct
 from trl import GRPOConfig, GRPOTrainer
 
+from gopd_merge.evaluate.final_answer import FINAL
 from gopd_merge.evaluate.graders import grade
 from gopd_merge.experts.base import Base, load_base
 from gopd_merge.prompts.sources import Prompt
@@ -35,7 +36,7 @@ def rows(domain: str, split: str) -> list[dict]:
 
 def reward(completions: list, row: list[str], **_: object) -> list[float]:
     """1 for a right answer, else 0."""
-    return [float(grade(Prompt.model_validate_json(r), c[0]["content"])) for r, c in zip(row, completions, strict=True)]
+    return [float(grade(Prompt.model_validate_json(r), c[0]["content"], final=FINAL)) for r, c in zip(row, completions, strict=True)]
 
 
 def train(

@@ -60,8 +60,6 @@ def report(
     overwrite
         replace the file if it exists and was not written by gopd-merge report
     """
-    if not runs:
-        raise InputError("report: no run given; name a measured merge, such as gopd-merge report merged.lora")
     from gopd_merge.report.combination import build_report
     from gopd_merge.report.document import json_document, locate
     from gopd_merge.report.page import html_page

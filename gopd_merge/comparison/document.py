@@ -21,7 +21,7 @@ LONGEST = 10_000  # characters of an answer that are kept there; the whole is in
 
 def comparison_document(
     measured: Sequence[Measured],
-    headline: Sequence[Measured] | None,
+    about: Contender,
     results: Sequence[Result],
     comparisons: Sequence[Comparison],
     test: Sequence[Benchmark],
@@ -29,9 +29,8 @@ def comparison_document(
     validation: Sequence[Benchmark],
     described: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All of it. `described` holds what the run knows of itself: command, inputs, base, config, seconds, environment."""
+    """All of it, about the merge `about`. `described` holds what the run knows of itself: command, inputs, base, config, seconds, environment."""
     device = described["environment"]["device"]
-    about = headline[0].contender if headline else measured[-1].contender
     return {
         "schema": SCHEMA,
         "kind": KIND,

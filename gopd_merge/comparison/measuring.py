@@ -15,7 +15,7 @@ from gopd_merge.distill.target import mean_rewards
 from gopd_merge.distillation import Listener
 from gopd_merge.errors import InputError
 from gopd_merge.evaluate.answers import Answer, AnswerFile
-from gopd_merge.evaluate.statistics import Comparison, Result, Scores, paired, scores_of, summarise, with_holm
+from gopd_merge.evaluate.statistics import Result, Scores, scores_of, summarise
 from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark
 from gopd_merge.evaluate.tasks import ask
 from gopd_merge.experts.base import Base
@@ -136,8 +136,9 @@ def check_context(backbone_tokenizer: Any, context: int | None, benchmarks: Sequ
             )
 
 
-def scores(measured: Sequence[Measured], key: Key) -> Scores:
+def scores(measured: Sequence[Measured], benchmark: Benchmark) -> Scores:
     """The scores of one method on a benchmark; `measured` are its seeds."""
+    key, are_shares = key_of(benchmark), benchmark.metric != EXPERT_REWARD
     ids = sorted({answer.id for answer in measured[0].answers[key]})
     row = {id: index for index, id in enumerate(ids)}
     arrays = []
@@ -147,14 +148,14 @@ def scores(measured: Sequence[Measured], key: Key) -> Scores:
         for answer in found:
             array[row[answer.id], answer.sample] = answer.score
         arrays.append(array)
-    return scores_of(ids, *arrays)
+    return scores_of(ids, *arrays, are_shares=are_shares)
 
 
 def result(measured: Sequence[Measured], benchmark: Benchmark, seed: int) -> Result:
     """The row of one method on a benchmark; `measured` are its seeds, `seed` that of the sampling, for methods without training."""
     key, contender = key_of(benchmark), measured[0].contender
     found = [answer for one in measured for answer in one.answers[key]]
-    estimate = summarise(scores(measured, key))
+    estimate = summarise(scores(measured, benchmark))
     seeds = [seed if one.contender.seed is None else one.contender.seed for one in measured]
     return Result(
         suite=benchmark.suite.name,
@@ -185,32 +186,3 @@ def by_method(measured: Sequence[Measured]) -> list[list[Measured]]:
     for one in measured:
         groups.setdefault(json.dumps([one.contender.method, one.contender.alpha, one.contender.parameters]), []).append(one)
     return list(groups.values())
-
-
-def comparisons(
-    headline: Sequence[Measured],
-    rivals: Mapping[str, Sequence[Measured]],
-    benchmarks: Sequence[Benchmark],
-    own_expert: Mapping[str, Sequence[Measured]],
-) -> list[Comparison]:
-    """The merge against each rival on each benchmark, and against the domain's own expert; Holm's correction over all of them.
-
-    `rivals` maps what a rival is ("best static merge") to its seeds, `own_expert` a domain to its expert.
-    """
-    rows = []
-    for benchmark in benchmarks:
-        against = {**({"best expert": own_expert[benchmark.domain]} if benchmark.domain in own_expert else {}), **rivals}
-        for rival_is, rival in against.items():
-            key = key_of(benchmark)
-            rows.append(
-                paired(
-                    scores(headline, key),
-                    scores(rival, key),
-                    suite=benchmark.suite.name,
-                    domain=benchmark.domain,
-                    method=headline[0].contender.method,
-                    rival=rival[0].contender.method,
-                    rival_is=rival_is,
-                )
-            )
-    return with_holm(rows)

@@ -1,63 +1,30 @@
 """`gopd-merge eval` and `gopd-merge compare`, read from top to bottom: check, load one base, tune the rivals, ask everybody, conclude."""
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gopd_merge import artefacts
+from gopd_merge.comparison.concluding import RESULTS, Evaluation, conclude
 from gopd_merge.comparison.contenders import BASE, Contender, Entry, Field, of_experts, read_entry, read_field
-from gopd_merge.comparison.document import comparison_document
-from gopd_merge.comparison.measuring import (
-    ANSWERS,
-    TUNING,
-    Measured,
-    Setup,
-    by_method,
-    check_context,
-    comparisons,
-    identity,
-    measure_all,
-    result,
-)
-from gopd_merge.comparison.tuning import Tuned, best_static, tune
+from gopd_merge.comparison.judging import JUDGED, judge_all
+from gopd_merge.comparison.lineup import line_up
+from gopd_merge.comparison.measuring import ANSWERS, TUNING, Setup, check_context, identity, measure_all
+from gopd_merge.comparison.tuning import Tuned, tune
 from gopd_merge.config import MergeConfig
 from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distillation import Clock, Listener, load_roles, manifest, train_student
 from gopd_merge.errors import InputError
 from gopd_merge.eval_config import OPD, CompareConfig, EvalConfig
+from gopd_merge.evaluate.judge import Judge
 from gopd_merge.evaluate.sandbox import check_sandbox
-from gopd_merge.evaluate.statistics import Comparison, Result
-from gopd_merge.evaluate.suites import Benchmark, Suite, load_benchmarks, read_suite, tuning_suite
+from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark, Suite, load_benchmarks, read_suite, tuning_suite
 from gopd_merge.experts.base import context_length
 from gopd_merge.plan import MANIFEST, read_inputs
-from gopd_merge.report.document import checked_document
 from gopd_merge.report.progress import Silent
-from gopd_merge.report.terminal import label_of
-from gopd_merge.report.text import markdown_text, terminal_text
 
-EVALUATION, RESULTS = "evaluation", "results.json"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was found. `document` is what `--json` prints and `gopd-merge report` reads."""
-
-    folder: Path
-    results: tuple[Result, ...]
-    comparisons: tuple[Comparison, ...]
-    document: Mapping[str, Any]
-
-    @property
-    def table(self) -> str:
-        """The results as the command line prints them."""
-        return terminal_text(checked_document(self.document, self.folder / RESULTS))
-
-    @property
-    def markdown(self) -> str:
-        """The same for a model card."""
-        return markdown_text(checked_document(self.document, self.folder / RESULTS))
+EVALUATION = "evaluation"
 
 
 def compare(config: EvalConfig, command: str, listener: Listener | None = None) -> Evaluation:
@@ -76,6 +43,7 @@ def compare(config: EvalConfig, command: str, listener: Listener | None = None) 
     validation = _validation(config, suites, found) if isinstance(config, CompareConfig) else []
     if any(benchmark.metric == "code_tests" for benchmark in (*test, *validation)):
         check_sandbox(config.unsafe_exec)
+    judge = _judge(config, test)
     setup = _setup(config, found)
 
     listener.phase("loading the base")
@@ -84,7 +52,7 @@ def compare(config: EvalConfig, command: str, listener: Listener | None = None) 
         targets = sorted({target for one in experts for target in one.targets})
         backbone = load_roles(found.base, experts, found.quantize, config.device, max(one.rank for one in experts), targets, setup.seed)
     check_context(backbone.tokenizer, context_length(found.base), [*test, *validation])
-    contenders, tuned = [BASE], []
+    contenders, tuned = [BASE], list[Tuned]()
     if isinstance(config, CompareConfig):
         contenders += of_experts(found.experts)
         with clock.measure("tune"):
@@ -96,7 +64,9 @@ def compare(config: EvalConfig, command: str, listener: Listener | None = None) 
     contenders += [entry.contender() for entry in found.entries]
     _check_different(contenders)
     with clock.measure("answer"):
-        measured = measure_all(backbone, contenders, test, setup, listener)
+        lineup = line_up(measure_all(backbone, contenders, test, setup, listener), tuned, validation)
+    with clock.measure("judge"):
+        judged = judge_all(judge, lineup, test, setup, listener) if judge else None
     described = {
         "command": command,
         "inputs": found.described_inputs(),
@@ -105,37 +75,9 @@ def compare(config: EvalConfig, command: str, listener: Listener | None = None) 
         "seconds": clock.rounded(),
         "environment": artefacts.environment(backbone.device),
     }
-    evaluation = conclude(measured, test, tuned, validation, setup, described)
+    evaluation = conclude(lineup, test, validation, setup, described, judged)
     artefacts.replace_json(setup.folder / RESULTS, evaluation.document)
     return evaluation
-
-
-def conclude(
-    measured: Sequence[Measured],
-    test: Sequence[Benchmark],
-    tuned: Sequence[Tuned],
-    validation: Sequence[Benchmark],
-    setup: Setup,
-    described: Mapping[str, Any],
-) -> Evaluation:
-    """Results, comparisons of the merge with its best rivals, and the document of all."""
-    methods = by_method(measured)
-    merges = [group for group in methods if group[0].contender.kind == "trained"]
-    named = {group[0].contender.method: group for group in methods}
-    rows = [result(group, benchmark, setup.seed) for group in methods for benchmark in test]
-    compared: list[Comparison] = []
-    headline = next((g for g in merges if g[0].contender.method != OPD), merges[0] if merges else None)
-    if headline is not None:
-        experts = {name.removeprefix("expert:"): group for name, group in named.items() if name.startswith("expert:")}
-        rivals = {}
-        if static := best_static(tuned, validation):
-            is_only_one = len(tuned) == 1
-            rivals[label_of(static.contender.method, None) if is_only_one else "best static merge"] = named[static.contender.method]
-        if OPD in named and headline is not named[OPD]:
-            rivals["α = 1"] = named[OPD]
-        compared = comparisons(headline, rivals, test, experts)
-    document = comparison_document(measured, headline, rows, compared, test, tuned, validation, described)
-    return Evaluation(setup.folder, tuple(rows), tuple(compared), document)
 
 
 def _with_options(suite: Suite, config: EvalConfig) -> Suite:
@@ -153,6 +95,18 @@ def _with_options(suite: Suite, config: EvalConfig) -> Suite:
 def _load(suite: Suite, split: Any, config: EvalConfig, found: Field, limit: int) -> list[Benchmark]:
     file = config.data.get(suite.name)
     return load_benchmarks(suite, split, {e.domain: e.path for e in found.asked}, Path(file) if file else None, limit)
+
+
+def _judge(config: EvalConfig, test: Sequence[Benchmark]) -> Judge | None:
+    """The judge, if there is something for it to do. Raises InputError."""
+    for benchmark in test:
+        if benchmark.metric == EXPERT_REWARD and len(benchmark.items) < 2:
+            raise InputError(f"{benchmark.suite.name}: one question in {benchmark.domain}, from which no interval follows; give more")
+    if config.judge is None:
+        return None
+    if not any(benchmark.metric == EXPERT_REWARD for benchmark in test):
+        raise InputError(f"--judge {config.judge}: no suite here is open-ended; add one, such as --suite open, or leave the judge out")
+    return Judge(config.judge, config.judge_model)
 
 
 def _validation(config: CompareConfig, suites: Sequence[Suite], found: Field) -> list[Benchmark]:
@@ -187,7 +141,7 @@ def _folder(config: EvalConfig, found: Field) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if config.overwrite:
-            for part in (ANSWERS, TUNING):
+            for part in (ANSWERS, TUNING, JUDGED):
                 shutil.rmtree(folder / part, ignore_errors=True)
             (folder / RESULTS).unlink(missing_ok=True)
     except OSError as error:

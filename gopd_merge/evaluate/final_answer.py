@@ -52,15 +52,3 @@ def plain_number(text: str) -> Fraction | None:
         return None
     value = Fraction(match["value"].replace(",", "")) / int(match["divisor"] or 1)
     return -value if match["sign"] == "-" else value
-
-
-def final_answer_equals(response: str, answer: str) -> bool:
-    """Whether the first line after the last #### is the answer, compared as a number where both are numbers, else as a text."""
-    given = final_answer(response, FINAL)
-    if given is None:
-        return False
-    given, answer = (text.replace(",", "") for text in (given, answer.strip()))
-    numbers = plain_number(given), plain_number(answer)
-    if None not in numbers:
-        return numbers[0] == numbers[1]
-    return given == answer != ""

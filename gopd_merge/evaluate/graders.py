@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from simpleeval import EvalWithCompoundTypes
 
-from gopd_merge.evaluate.final_answer import LONGEST_ANSWER, final_answer, final_answer_equals, plain_number
+from gopd_merge.evaluate.final_answer import LONGEST_ANSWER, final_answer, plain_number
 from gopd_merge.evaluate.formulas import SECONDS, Pair, equal_formulas
 from gopd_merge.evaluate.sandbox import Program, run_programs
 
@@ -43,25 +43,17 @@ class Question(Protocol):
     def stub(self) -> str | None: ...
 
 
-def grade(question: Question, response: str, unsafe_exec: bool = False) -> bool:
-    """Whether the response is right, by the question's `answer` if it has one, else its `cases`, else its `tests`."""
-    return grade_all([question], [response], unsafe_exec)[0]
+def grade(question: Question, response: str, final: str = "any", unsafe_exec: bool = False) -> bool:
+    """Whether one response is right, by the question's `answer` if it has one, else its `cases`, else its `tests`.
 
-
-def grade_all(questions: Sequence[Question], responses: Sequence[str], unsafe_exec: bool = False) -> list[bool]:
-    """`grade` of each response, those with tests together, which is quicker. Raises InputError where these find no sandbox."""
-    correct, programs = [], {}
-    for index, (question, response) in enumerate(zip(questions, responses, strict=True)):
-        if question.answer is not None:
-            correct.append(final_answer_equals(response, question.answer))
-        elif question.cases is not None:
-            correct.append(passes_cases(response, question.cases))
-        else:
-            correct.append(False)
-            programs[index] = program_of(question, response)
-    for index, verdict in zip(programs, run_programs(list(programs.values()), unsafe=unsafe_exec) if programs else (), strict=True):
-        correct[index] = verdict.passed
-    return correct
+    `final` says where an answer stands: see `final_answer`. Raises InputError where tests find no sandbox. For many responses at once
+    there are the metrics, which are quicker.
+    """
+    if question.answer is not None:
+        return answers_equal([response], [question.answer], final)[0]
+    if question.cases is not None:
+        return passes_cases(response, question.cases)
+    return run_programs([program_of(question, response)], unsafe=unsafe_exec)[0].passed
 
 
 def program_of(question: Question, response: str) -> Program:

@@ -27,7 +27,7 @@ def load_metric(name: str) -> "EvaluationModule":
     folder = Path(name) if "/" in name else bundled("metrics") / name
     script = folder.resolve() / f"{folder.resolve().name}.py"
     if not script.is_file():
-        known = ", ".join(sorted(path.name for path in bundled("metrics").iterdir() if path.name[0] not in "_."))
+        known = ", ".join(sorted(path.name for path in bundled("metrics").iterdir() if path.is_dir() and path.name[0] not in "_."))
         raise InputError(f"metric {name}: {script} is missing; name one of {known}, or the folder of your own")
     import evaluate  # here because it imports torch
 

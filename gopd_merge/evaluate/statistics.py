@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, bootstrap, permutation_test
+from scipy.stats import binomtest, bootstrap, permutation_test, t
 
 CONFIDENCE = 0.95
 RESAMPLES = 4999  # of a bootstrap
@@ -74,10 +74,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Scores:
-    """Every answer's score in [0, 1] of one method on one suite, questions in the order of their ids. Made by `scores_of`."""
+    """Every answer's score of one method on one suite, questions in the order of their ids. Made by `scores_of`."""
 
     ids: tuple[str, ...]
     values: NDArray[np.float64]  # (seeds, questions, samples)
+    are_shares: bool  # in [0, 1]; else any numbers, such as log-likelihood ratios
 
     @property
     def by_question(self) -> NDArray[np.float64]:
@@ -103,10 +104,10 @@ class Estimate:
     k: int
 
 
-def scores_of(ids: Sequence[str], *seeds: ArrayLike) -> Scores:
+def scores_of(ids: Sequence[str], *seeds: ArrayLike, are_shares: bool = True) -> Scores:
     """`Scores` from one array a seed, (questions,) or (questions, samples), row i of question `ids[i]`.
 
-    Raises ValueError where ids repeat, shapes disagree or a score is not in [0, 1].
+    Raises ValueError where ids repeat, shapes disagree, a share is not in [0, 1], or a score is not finite.
     """
     arrays = [np.asarray(seed, dtype=np.float64) for seed in seeds]
     values = np.stack([array[:, None] if array.ndim == 1 else array for array in arrays])
@@ -114,18 +115,25 @@ def scores_of(ids: Sequence[str], *seeds: ArrayLike) -> Scores:
         raise ValueError(f"scores of shape {values.shape} for {len(ids)} questions; give one row a question and one array a seed")
     if len(set(ids)) != len(ids):
         raise ValueError(f"{len(ids)} questions with {len(set(ids))} different ids; an id must name one question")
-    if not ((values >= 0) & (values <= 1)).all():
+    if not np.isfinite(values).all() or (are_shares and not ((values >= 0) & (values <= 1)).all()):
         raise ValueError(f"scores from {values.min()} to {values.max()}; they must be shares from 0 to 1")
     order = sorted(range(len(ids)), key=lambda i: ids[i])
-    return Scores(tuple(ids[i] for i in order), values[:, order])
+    return Scores(tuple(ids[i] for i in order), values[:, order], are_shares)
 
 
 def summarise(scores: Scores) -> Estimate:
-    """Mean score with its 95 % interval over questions, Wilson's for one verdict a question and the bootstrap's else."""
+    """Mean score with its 95 % interval over questions: Wilson's for one verdict a question, the bootstrap's for other shares.
+
+    For numbers that are no shares it is Student's t-interval. Raises ValueError where there is only one such number.
+    """
     seeds, n, k = scores.values.shape
     score = float(scores.by_question.mean())
-    one_verdict = scores.is_one_verdict_each
-    low, high = wilson_interval(round(score * n), n) if one_verdict else bootstrap_interval(scores.by_question)
+    if not scores.are_shares:
+        low, high = t_interval(scores.by_question)
+    elif scores.is_one_verdict_each:
+        low, high = wilson_interval(round(score * n), n)
+    else:
+        low, high = bootstrap_interval(scores.by_question)
     seed_sd = float(scores.values.mean(axis=(1, 2)).std(ddof=1)) if seeds > 1 else None
     return Estimate(score, low, high, seed_sd, n, k)
 
@@ -134,6 +142,15 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson's score interval)."""
     interval = binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def t_interval(by_question: ArrayLike) -> tuple[float, float]:
+    """95 % interval of the mean of numbers, one a question (Student's t). Raises ValueError for less than two."""
+    values = np.asarray(by_question, dtype=np.float64)
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} question; an interval needs two")
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def bootstrap_interval(by_question: ArrayLike, seed: int = 0) -> tuple[float, float]:
@@ -171,7 +188,7 @@ def paired(ours: Scores, theirs: Scores, *, suite: str, domain: str, method: str
             f"{method} and {rival} on {suite}: {len(odd)} questions that only one answered, {odd[0]!r} first; ask both the same"
         )
     differences = ours.by_question - theirs.by_question
-    if ours.is_one_verdict_each and theirs.is_one_verdict_each:
+    if all(scores.are_shares and scores.is_one_verdict_each for scores in (ours, theirs)):
         test, p = MCNEMAR, mcnemar_p(ours.by_question > 0, theirs.by_question > 0)
     else:
         test, p = PERMUTATION, permutation_p(differences)
@@ -179,11 +196,16 @@ def paired(ours: Scores, theirs: Scores, *, suite: str, domain: str, method: str
     return Comparison(suite, domain, method, rival, rival_is, len(differences), float(differences.mean()), low, high, p, p, test)
 
 
+def sign_test_p(values: ArrayLike) -> float:
+    """Two-sided exact p that wins (above 0) and losses (below 0) are equally likely; ties do not speak."""
+    signs = np.sign(np.asarray(values))
+    wins, losses = int((signs > 0).sum()), int((signs < 0).sum())
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
 def mcnemar_p(first: ArrayLike, second: ArrayLike) -> float:
     """Two-sided exact p that two methods are equally good, from paired verdicts: only questions where they differ speak."""
-    ours, theirs = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    wins, losses = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    return sign_test_p(np.asarray(first, dtype=float) - np.asarray(second, dtype=float))
 
 
 def permutation_p(differences: ArrayLike, seed: int = 0) -> float:

@@ -14,7 +14,7 @@ P = TypeVar("P", bound=Part)
 def build_report(sources: Sequence[Path]) -> Document:
     """Read the files or folders and combine them; the first one's merge is what the report is about."""
     if not sources:
-        raise InputError(f"{len(sources)} documents given; name at least one results.json, or the folder of a merged adapter")
+        raise InputError(f"{len(sources)} documents given; name a measured merge, such as gopd-merge report merged.lora")
     return combine({str(path): read_document(path) for path in sources})
 
 

@@ -8,10 +8,10 @@ from math import sqrt
 from typing import Any
 
 from gopd_merge.report.document import Document, Key, Method, ResultRow
+from gopd_merge.report.terminal import label_of
 
 SHARES = ("math_answer", "function_cases", "code_tests")  # metrics that are shares of right answers, written in per cent
 TRAINED = ("sft", "seqkd", "alternate", "opd", "exopd")
-NAMES = {"base": "base", "average": "exact average", "opd": "merged", "exopd": "merged"}
 
 Interval = tuple[float, float, float]  # value, low, high
 
@@ -63,21 +63,13 @@ def _line(document: Document, rows: Sequence[ResultRow], headline: bool) -> Line
     first = rows[0]
     same = [m for m in document.methods if (m.method, m.alpha) == (first.method, first.alpha)]
     described = [m for m in same if m.parameters == first.parameters] or same
-    label, kind = (described[0].label, described[0].kind) if described else (_label(first), _kind(first.method))
+    label, kind = (described[0].label, described[0].kind) if described else (label_of(first.method, first.alpha), _kind(first.method))
     return Line(label, kind, first.method, first.alpha, first.parameters, {r.key: r for r in rows}, described, headline)
 
 
 def _kind(method: str) -> str:
     """The kind of a method that the document does not describe."""
     return "base" if method == "base" else "expert" if method.startswith("expert:") else "trained" if method in TRAINED else "static"
-
-
-def _label(row: ResultRow) -> str:
-    """The name of a method that the document does not describe."""
-    if row.method.startswith("expert:"):
-        return f"{row.method.removeprefix('expert:')} expert"
-    name = NAMES.get(row.method, row.method.replace("_", " "))
-    return name if row.alpha is None else f"{name}, α = {row.alpha:g}"
 
 
 def _distinct(lines: list[Line]) -> list[Line]:

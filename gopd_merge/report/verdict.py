@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gopd_merge.report.document import ComparisonRow, Document
 from gopd_merge.report.lines import Line, difference_text, headline_of, is_share, joined, lines_of, p_text, rival_label
 
-STRONGEST = ("best expert", "best static merge")  # whom a merge must beat
+STRONGEST = ("best expert", "best static merge", "exact average")  # whom a merge must beat
 WORDS = {"better": "Better", "mixed": "Better in part", "unclear": "No clear difference", "worse": "Worse", "none": "Not compared"}
 
 

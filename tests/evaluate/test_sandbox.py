@@ -12,15 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gopd_merge.config import make_config
-from gopd_merge.distill.rollout import Answers
 from gopd_merge.errors import InputError
 from gopd_merge.evaluate import isolation
-from gopd_merge.evaluate.graders import grade, grade_all, program_of
+from gopd_merge.evaluate.graders import grade, program_of
 from gopd_merge.evaluate.sandbox import Limits, Program, run_programs
-from gopd_merge.evaluate.tasks import Task, ask
 from gopd_merge.evaluate.wire import DEEPEST, GarbledError, UnsupportedError, decode, encode
 from gopd_merge.plan import read_inputs
-from gopd_merge.prompts.sources import Prompt, graded_prompts
+from gopd_merge.prompts.sources import Prompt
 
 SAMPLE = [json.loads(line) for line in (Path(__file__).parent.parent / "data" / "code_sample.jsonl").read_text().split("\n") if line]
 hashable = st.recursive(
@@ -175,20 +173,6 @@ def test_the_order_of_the_verdicts_is_that_of_the_programs():
     assert run_programs([]) == []
 
 
-def test_a_batch_of_all_kinds_of_questions_is_graded_in_order():
-    sums = Prompt(prompt="1 + 1", answer="2")
-    cases = Prompt.model_validate({"prompt": "sum", "cases": [{"args": [[1, 2]], "expected": 3}]})
-    questions = [sums, QUESTION, cases, QUESTION, sums]
-    responses = ["#### 2", "def f(x): return x * x", "def f(v):\n    return sum(v)", "def f(x): return x", "#### 3"]
-    assert grade_all(questions, responses) == [True, True, True, False, False]
-    task, given_answers = Task("code", tuple(questions)), iter(responses)
-
-    def respond(prompts):
-        return Answers(tuple(next(given_answers) for _ in prompts), (1,) * len(prompts), (False,) * len(prompts))
-
-    assert ask(task, respond, 2).correct == (True, True, True, False, False)
-
-
 @pytest.fixture
 def without_bubblewrap(monkeypatch, tmp_path):
     """Puts a `bwrap` of one's own first on the path, or none: without_bubblewrap(script)."""
@@ -233,12 +217,6 @@ def test_a_merge_that_needs_the_sandbox_is_refused_before_anything_loads(without
         read_inputs(config)
     read_inputs(config.model_copy(update={"unsafe_exec": True}))
     read_inputs(config.model_copy(update={"eval": False}))
-
-
-def test_tests_without_the_name_of_their_function_are_refused(math_copy):
-    (math_copy / "prompts" / "test.jsonl").write_text('{"prompt": "p", "tests": "assert f(2) == 4"}\n')
-    with pytest.raises(InputError, match="no entry_point; add the name"):
-        graded_prompts("math", math_copy, "test")
 
 
 def test_the_filter_of_system_calls_is_one_that_every_known_processor_accepts():

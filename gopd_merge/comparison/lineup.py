@@ -1,0 +1,50 @@
+"""Who stands against whom: the merge, the experts, and the rivals that count."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gopd_merge.comparison.measuring import Measured, by_method, key_of
+from gopd_merge.comparison.tuning import Tuned, best_static
+from gopd_merge.eval_config import OPD
+from gopd_merge.evaluate.suites import Benchmark
+from gopd_merge.report.terminal import label_of
+
+Seeds = Sequence[Measured]  # of one method
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """Who was measured, and who stands against whom."""
+
+    measured: Sequence[Measured]
+    methods: Sequence[Seeds]
+    headline: Seeds | None  # the merge that it is about
+    experts: Mapping[str, Seeds]  # by domain
+    rivals: Mapping[str, Seeds]  # what a rival is, such as "best static merge" -> the rival
+    tuned: Sequence[Tuned]
+
+    def against(self, benchmark: Benchmark) -> dict[str, Seeds]:
+        """The headline's rivals on a benchmark: the domain's own expert, or the one that is best there, and those of all benchmarks."""
+        key = key_of(benchmark)
+
+        def score(expert: Seeds) -> float:
+            return sum(answer.score for answer in expert[0].answers[key])
+
+        experts = [self.experts[benchmark.domain]] if benchmark.domain in self.experts else list(self.experts.values())
+        return {**({"best expert": max(experts, key=score)} if experts else {}), **self.rivals}
+
+
+def line_up(measured: Sequence[Measured], tuned: Sequence[Tuned], validation: Sequence[Benchmark]) -> Lineup:
+    """The first merge that is not plain OPD against the best static merge, chosen on validation questions, and against OPD."""
+    methods = by_method(measured)
+    merges = [group for group in methods if group[0].contender.kind == "trained"]
+    headline = next((group for group in merges if group[0].contender.method != OPD), merges[0] if merges else None)
+    named = {group[0].contender.method: group for group in methods}
+    rivals = {}
+    if static := best_static(tuned, validation):
+        method = static.contender.method
+        rivals["best static merge" if len(tuned) > 1 else label_of(method, None)] = named[method]
+    if OPD in named and headline is not named[OPD]:
+        rivals["α = 1"] = named[OPD]
+    experts = {name.removeprefix("expert:"): group for name, group in named.items() if name.startswith("expert:")}
+    return Lineup(measured, methods, headline, experts, rivals, tuned)
