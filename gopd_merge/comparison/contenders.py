@@ -97,10 +97,10 @@ class Entry:
         return MergeConfig.model_validate(self.manifest["config"])
 
     def contender(self) -> Contender:
-        """It as a row: by its method if it is a merge, else by its name."""
+        """It as a row: by its method if it is a merge, else as the expert of the domain that its name is."""
         found = self.adapter
         if self.manifest is None:
-            return Contender(f"adapter:{found.domain}", "trained", folder=found.path, name=found.name, sha256=found.sha256)
+            return Contender(f"expert:{found.domain}", "expert", folder=found.path, name=found.name, sha256=found.sha256)
         seconds = self.manifest.get("seconds", {})
         return trained(
             self.config,
@@ -153,6 +153,9 @@ def read_field(config: EvalConfig, needs_experts: bool) -> Field:
     given = config.experts if isinstance(config, CompareConfig) else {}
     needs_experts = needs_experts or isinstance(config, CompareConfig)
     experts = read_experts(given) if given else _experts_of(merges) if needs_experts else []
+    bare = next((entry.adapter.name for entry in entries if entry.manifest is None), None)
+    if isinstance(config, CompareConfig) and given and bare:
+        raise InputError(f"{bare}: has no {MANIFEST}, so what it is a merge of is unknown; measure it with gopd-merge eval")
     if isinstance(config, CompareConfig) and not experts:
         raise InputError(f"{config.adapters[0]}: has no {MANIFEST} that says which experts it merges; name them with --experts")
     for entry in merges:

@@ -29,7 +29,10 @@ def comparison_document(
     validation: Sequence[Benchmark],
     described: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All of it, about the merge `about`. `described` holds what the run knows of itself: command, inputs, base, config, seconds, environment."""
+    """All of it, about the merge `about`.
+
+    `described` holds what the run knows of itself: command, inputs, base, config, seconds, environment.
+    """
     device = described["environment"]["device"]
     return {
         "schema": SCHEMA,
