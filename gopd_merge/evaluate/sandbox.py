@@ -43,7 +43,7 @@ LONGEST_SOURCE = 1 << 20  # characters
 CPU_LIMIT = 128 + signal.SIGXCPU  # exit code
 PATIENCE = 5.0  # seconds for the end of a program
 COMPANIONS = 4  # processes that count against a user who is not root: bubblewrap's, the zygote, and a program's warden and first process
-OTHERS = 32  # without a sandbox: of all that the user runs
+OTHERS = 32  # the same without a sandbox, where all that the user runs counts
 
 
 @dataclass(frozen=True)
@@ -282,11 +282,10 @@ class _Worker:
 
 def _parsed(data: bytes | None) -> tuple[str, str, str]:
     """(nonce, reason, message) as the tests' process wrote them, or three empty texts."""
-    try:
+    with contextlib.suppress(wire.GarbledError, ValueError, TypeError):
         nonce, reason, message = wire.decode((data or b"")[4:])
-    except (wire.GarbledError, ValueError, TypeError):
-        return "", "", ""
-    return nonce, reason, message
+        return nonce, reason, message
+    return "", "", ""
 
 
 def _read_until(descriptor: int, deadline: float) -> bytes | None:
