@@ -1,4 +1,4 @@
-"""What runs inside the sandbox: a candidate's process and the tests' process. Standard library only, and of the package only `wire`.
+"""What runs inside the sandbox: a candidate's process and the tests' process. Only the standard library, `wire` and `zygote`.
 
 The candidate's process holds a model's program and answers calls of one function. The tests' process holds the tests, sees that function as
 a proxy, and alone says how a case ended. Between them run two pipes on which values travel as data of plain types, so that no object of the
@@ -10,9 +10,11 @@ from __future__ import annotations
 import builtins
 import os
 import resource
+import socket
 import struct
 import sys
 
+from gopd_merge.evaluate import zygote
 from gopd_merge.evaluate.wire import LONGEST_FRAME, GarbledError, UnsupportedError, decode, encode, read_exactly, read_frame, write_frame
 
 TYPE_CHECKING = False
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+LIMITS = ("AS", "CPU", "NPROC", "FSIZE", "NOFILE")  # of a candidate
 LONGEST_MESSAGE = 200  # characters
 NO_EXCEPTION_OF_A_CALL = (StopIteration, StopAsyncIteration, AssertionError)  # the first two would end the tests' own loops, quietly
 
@@ -27,14 +30,14 @@ NO_EXCEPTION_OF_A_CALL = (StopIteration, StopAsyncIteration, AssertionError)  # 
 # The candidate's process
 
 
-def candidate(processes: int, file_bytes: int, open_files: int) -> None:
+def candidate(limits: dict[str, int]) -> None:
     """Loads the program and answers calls until its input ends. All of this process may be in the program's hands once it has loaded."""
     calls, replies = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)  # what the program prints goes nowhere
-    for limit, value in (("NPROC", processes), ("FSIZE", file_bytes), ("NOFILE", open_files)):
-        resource.setrlimit(getattr(resource, f"RLIMIT_{limit}"), (value, value))
+    for limit, value in limits.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{limit}"), (value, value + (limit == "CPU")))  # a second between its two signals
     source, entry_point = decode(read_frame(calls))
     module = type(sys)("program")
     sys.modules["program"] = module
@@ -158,16 +161,11 @@ def judge_case(job: tuple[str, str, str, str], calls: int, replies: int) -> tupl
     return ("passed", "") if proxy.answers > 1 else ("error", f"the tests never had an answer from {entry_point}")
 
 
-def judge() -> None:
+def judge(control: socket.socket) -> None:
     """Forks one process a case, which writes the job's nonce and the verdict to a pipe that no other process holds. Ends with its input."""
     import contextlib
-    import math  # noqa: F401 - this and the next two are what benchmarks import most: here it is once, not once a case
-    import re  # noqa: F401
     import signal
-    import socket
-    import typing  # noqa: F401
 
-    control = socket.socket(fileno=0)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         header, descriptors, _, _ = socket.recv_fds(control, 4, 3)
@@ -190,21 +188,30 @@ def judge() -> None:
             os.close(descriptor)
 
 
-def main(role: str, site: str, user: int, memory: int, cpu_seconds: int, *others: int) -> None:
-    """Becomes `user`, where one is given, under the limits that both processes have, and plays the role."""
+def main(role: str, site: str, user: int, tmp_bytes: int, *limits: int) -> None:
+    """Plays the role under the limits of `LIMITS`, as `user` where one is given. Without `tmp_bytes` there are no namespaces."""
+    import math  # noqa: F401 - this and the next two are what programs and tests import most: here it is once, not once a case
+    import re  # noqa: F401
+    import typing  # noqa: F401
+
+    compile("", "nothing", "exec")  # the first call makes a hundred types, and takes longer than a fork
     sys.path.append(site)  # numpy
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    if cpu_seconds:
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
-    if user:
-        os.setgroups([])
-        os.setgid(user)
-        os.setuid(user)
+    with open(os.path.join(os.path.dirname(__file__), "seccomp"), "rb") as file:
+        seccomp = file.read()
+    control = socket.socket(fileno=0)
     if role == "judge":
-        judge()
-    else:
-        candidate(*others)
+        resource.setrlimit(resource.RLIMIT_AS, (limits[0], limits[0]))
+        if tmp_bytes:
+            zygote.drop_rights(user, seccomp)
+        return judge(control)
+
+    def new_world() -> None:
+        zygote.empty_folder("/tmp", tmp_bytes)  # noqa: S108 - its own
+        zygote.drop_rights(user, seccomp)
+
+    zygote.serve(control, lambda: candidate(dict(zip(LIMITS, limits, strict=True))), new_world if tmp_bytes else None)
+    return None
 
 
 if __name__ == "__main__":

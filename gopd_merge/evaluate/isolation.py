@@ -19,19 +19,23 @@ RUNNER = f"{INSIDE}/inside.pyc"
 SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
 DEVICES = ("--perms", "0755", "--dir", "/dev", "--dev-bind", "/dev/null", "/dev/null", "--dev-bind", "/dev/urandom", "/dev/urandom")
 PATIENCE = 30  # seconds for the probe
-PROBE = "import os\nif os.getuid() == 0: os.setgroups([]), os.setgid(65534), os.setuid(65534)\nimport signal; print(1)"
+PROBE = (  # the namespaces of a program, and its rights
+    f"import os, sys; sys.path.append('{INSIDE}'); import zygote\n"
+    "zygote.empty_folder('/tmp', 1 << 20); zygote.drop_rights(65534 if os.getuid() == 0 else 0, b''); print(1)"
+)
 REMEDY = (
     "install it (sudo apt-get install bubblewrap) on a machine that lets it make namespaces, or, "
     "only in a container that holds nothing of value, add --unsafe-exec"
 )
 
 # What no benchmark needs and what gets round the other limits: sockets (some families know no network namespace), namespaces and mounts,
-# memory that is not in the address space, other processes' memory, keys, and parts of the kernel with a long history of holes.
+# memory that is not in the address space, memory and descriptors of other processes, keys, and parts of the kernel with a long history of
+# holes.
 DENIED = {
     "x86_64": (0xC000003E, 56, 435, (41, 101, 272, 308, 165, 166, 155, 250, 248, 249, 321, 298, 323, 425, 426, 427, 310, 311, 29, 68, 64,
-                                     319, 447, 304, 240)),
+                                     319, 447, 304, 240, 438)),
     "aarch64": (0xC00000B7, 220, 435, (198, 117, 97, 268, 40, 39, 41, 219, 217, 218, 280, 241, 282, 425, 426, 427, 270, 271, 194, 186, 190,
-                                       279, 447, 265, 180)),
+                                       279, 447, 265, 180, 438)),
 }  # fmt: skip
 NAMESPACE_FLAGS = 0x7E020080
 
@@ -53,23 +57,26 @@ def seccomp_filter(machine: str) -> bytes | None:
     return b"".join(struct.pack("<HBBI", *line) for line in lines)
 
 
-def bubblewrap(folder: Path, tmp_bytes: int, seccomp: int | None) -> list[str]:
+def bubblewrap(folder: Path, tmp_bytes: int | None) -> list[str]:
     """The command before the command: every namespace, no environment, and of the file system the interpreter, numpy and a small /tmp.
 
     A user who is not root gets a user namespace, in which he is nobody. Root gets none, because root in one counts as root for the limit on
-    processes; the program inside changes to an unprivileged user itself, and loses the two capabilities that this takes.
+    processes; the program inside changes to an unprivileged user itself, and loses the capabilities that this takes.
+    Without `tmp_bytes` nothing can be written, and the process may make namespaces for others, each with a /tmp of its own (`zygote.py`).
     """
     command = [shutil.which("bwrap") or "bwrap", "--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox"]
     command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try", "--cap-drop", "ALL"]
+    if tmp_bytes is None:
+        command += ["--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_KILL"]
     if os.geteuid() == 0:
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         command += ["--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534"]
     for name, value in (("PATH", "/usr/bin"), ("LANG", "C.UTF-8"), ("OPENBLAS_NUM_THREADS", "1")):
         command += ["--setenv", name, value]
-    command += [*_shown(), "--ro-bind", str(folder), INSIDE, *DEVICES]
-    command += ["--perms", "1777", "--size", str(tmp_bytes), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108 - its own
-    return command if seccomp is None else [*command, "--seccomp", str(seccomp)]
+    command += [*_shown(), "--ro-bind", str(folder), INSIDE, *DEVICES, "--perms", "1777"]
+    command += ["--dir", "/tmp"] if tmp_bytes is None else ["--size", str(tmp_bytes), "--tmpfs", "/tmp"]  # noqa: S108 - its own
+    return [*command, "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
 
 
 @cache
@@ -122,7 +129,7 @@ def check_isolation() -> str:
     path = shutil.which("bwrap")
     if path is None:
         raise InputError(f"a model's code runs only in a sandbox, and bubblewrap (bwrap) was not found; {REMEDY}")
-    command = [*bubblewrap(Path(__file__).parent, 1 << 20, None), *isolated_python("-c"), PROBE]
+    command = [*bubblewrap(Path(__file__).parent, None), *isolated_python("-c"), PROBE]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env={}, check=False, timeout=PATIENCE)  # noqa: S603 - ours
         found = done.stderr.strip().split("\n")[-1] or f"exit code {done.returncode}"

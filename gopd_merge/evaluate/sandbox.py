@@ -4,6 +4,9 @@ For every case there are two processes (`inside.py`): the candidate's, which hol
 tests and calls the program's function through a pipe. The verdict comes from the tests' process, with a number that the candidate never
 sees, so that nothing that a program prints, patches, returns or exits with can stand for it.
 
+Each worker has two sandboxes, in which an interpreter waits that is forked for every case: one for the tests and one, the zygote
+(`zygote.py`), for the candidates, which gives every program namespaces of its own inside that sandbox.
+
 Protected: the network, files, environment and processes of the machine; memory, processes, disk and time within `Limits`; the other cases
 of the batch; the verdict. Not protected: a hole in the kernel, which the sandbox shares, and a benchmark whose tests a wrong answer passes.
 The tests are the benchmark's and trusted to judge; they are shut in as well, but share a process from case to case.
@@ -28,16 +31,19 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gopd_merge.errors import GopdError
-from gopd_merge.evaluate import inside, isolation, wire
+from gopd_merge.evaluate import inside, isolation, wire, zygote
 
-NOBODY = 65534  # and downwards, one user for each worker, because processes are counted by user
+PACKAGE = "gopd_merge/evaluate"
+USERS = range(60000, 65535)  # no person's
 GRACE = 0.5  # seconds in which the tests' process notices that the candidate is gone
 JUDGE_MEMORY = 2 << 30
 LONGEST_SOURCE = 1 << 20  # characters
-CPU_LIMIT = (128 + signal.SIGXCPU, -signal.SIGXCPU)  # exit codes, through bubblewrap and without
+CPU_LIMIT = 128 + signal.SIGXCPU  # exit code
+PATIENCE = 5.0  # seconds for the end of a program
+COMPANIONS = 4  # processes that count against a user who is not root: bubblewrap's, the zygote, and a program's warden and first process
+OTHERS = 32  # the same without a sandbox, where all that the user runs counts
 
 
 @dataclass(frozen=True)
@@ -91,16 +97,16 @@ def run_programs(
     with _Sandbox.prepared(limits or Limits(), unsafe) as sandbox:
 
         def work(slot: int) -> None:
-            judge = _Judge(sandbox, slot)
+            worker = _Worker(sandbox, slot)
             try:
                 while True:
                     with lock:
                         index, program = next(todo, (-1, None))
                     if program is None:
                         return
-                    verdicts[index] = judge.verdict(program)
+                    verdicts[index] = worker.verdict(program)
             finally:
-                judge.close()
+                worker.close()
 
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(work, range(workers)))
@@ -119,39 +125,45 @@ class _Sandbox:
 
     limits: Limits
     unsafe: bool
-    folder: Path  # inside.py and wire.py, compiled
-    seccomp: Path | None
+    folder: Path  # inside.py and what it imports, compiled; and the filter of system calls
 
     @classmethod
     @contextlib.contextmanager
     def prepared(cls, limits: Limits, unsafe: bool) -> Iterator["_Sandbox"]:
         with tempfile.TemporaryDirectory(prefix="gopd-sandbox-") as folder:
             os.chmod(folder, 0o755)  # noqa: S103 - bubblewrap may run as another user; nothing in it is secret
-            for module, place in ((inside, "inside.pyc"), (wire, "gopd_merge/evaluate/wire.pyc")):
+            for module, place in ((inside, "inside.pyc"), (wire, f"{PACKAGE}/wire.pyc"), (zygote, f"{PACKAGE}/zygote.pyc")):
                 py_compile.compile(str(module.__file__), str(Path(folder, place)), doraise=True)
-            code = isolation.machine_filter()
-            seccomp = Path(folder, "seccomp")
-            seccomp.write_bytes(code or b"")
-            yield cls(limits, unsafe, Path(folder), seccomp if code and not unsafe else None)
+            Path(folder, "seccomp").write_bytes(isolation.machine_filter() or b"")
+            yield cls(limits, unsafe, Path(folder))
 
-    def start(self, role: str, slot: int, stdin: Any, stdout: int) -> subprocess.Popen[bytes]:
-        """The process of a role, as the user of a slot. It has no environment, and of this process's files only the two given."""
-        limits = self.limits
-        memory, seconds = (JUDGE_MEMORY, 0) if role == "judge" else (limits.memory, int(limits.seconds) + 1)
-        user = NOBODY - slot if os.geteuid() == 0 and not self.unsafe else 0
-        numbers = [user, memory, seconds, limits.processes, limits.file_bytes, limits.open_files]
-        site = isolation.SITE if not self.unsafe else str(isolation.site_packages() or isolation.SITE)
-        options: dict[str, Any] = {"stdin": stdin, "stdout": stdout, "stderr": subprocess.DEVNULL, "env": {}, "start_new_session": True}
-        arguments = [role, site, *map(str, numbers)]
+    def start(self, role: str, slot: int, control: socket.socket) -> subprocess.Popen[bytes]:
+        """The process of a role, for the user of a slot. It has no environment, and of this process's files only the one given."""
+        limits, python = self.limits, isolation.isolated_python
+        user, tmp_bytes, companions = 0, limits.tmp_bytes, COMPANIONS
         if self.unsafe:
-            command = [*isolation.isolated_python(f"{self.folder}/inside.pyc"), *arguments]
-            return subprocess.Popen(command, **options)  # noqa: S603 - it runs what it was asked to run
-        with contextlib.ExitStack() as stack:
-            # Opened each time, because reading it moves the offset.
-            seccomp = stack.enter_context(self.seccomp.open("rb")).fileno() if self.seccomp else None
-            shut_in = isolation.bubblewrap(self.folder, limits.tmp_bytes, seccomp)
-            command = [*shut_in, *isolation.isolated_python(isolation.RUNNER), *arguments]
-            return subprocess.Popen(command, pass_fds=() if seccomp is None else (seccomp,), **options)  # noqa: S603 - as above
+            command = [*python(f"{self.folder}/inside.pyc"), role, str(isolation.site_packages() or isolation.SITE)]
+            tmp_bytes, companions = 0, OTHERS
+        else:
+            shut_in = isolation.bubblewrap(self.folder, limits.tmp_bytes if role == "judge" else None)
+            command = [*shut_in, *python(isolation.RUNNER), role, isolation.SITE]
+            if os.geteuid() == 0:
+                user, companions = _user(role, slot), 1
+        memory = JUDGE_MEMORY if role == "judge" else limits.memory
+        numbers = [user, tmp_bytes, memory, int(limits.seconds) + 1, limits.processes + companions, limits.file_bytes, limits.open_files]
+        return subprocess.Popen(  # noqa: S603 - it runs what it was asked to run
+            [*command, *map(str, numbers)],
+            stdin=control.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={},
+            start_new_session=True,
+        )
+
+
+def _user(role: str, slot: int) -> int:
+    """A user for each worker and role of this process, because processes are counted by user, and others may grade at the same time."""
+    return USERS[(os.getpid() * 64 + 2 * slot + (role == "judge")) % len(USERS)]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -175,87 +187,105 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-class _Judge:
-    """One worker's tests' process, started when it is needed and again when it was lost."""
+class _Server:
+    """One worker's process of a role, which forks for every case; started when it is needed and again when it was lost."""
 
-    def __init__(self, sandbox: _Sandbox, slot: int) -> None:
-        self._sandbox, self._slot = sandbox, slot
+    def __init__(self, sandbox: _Sandbox, role: str, slot: int) -> None:
+        self._sandbox, self._role, self._slot = sandbox, role, slot
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
-    def verdict(self, program: Program) -> Verdict:
-        """Runs one program against its tests."""
-        if len(program.source) > LONGEST_SOURCE:
-            return Verdict(False, "error", f"the program has {len(program.source)} characters, and {LONGEST_SOURCE} is the most")
-        deadline = time.monotonic() + self._sandbox.limits.seconds
-        calls_out, calls_in = os.pipe()
-        replies_out, replies_in = os.pipe()
-        verdict_out, verdict_in = os.pipe()
-        try:
-            try:
-                candidate = self._sandbox.start("candidate", self._slot, calls_out, replies_in)
-            finally:
-                os.close(calls_out)
-                os.close(replies_in)
-            try:
-                nonce = secrets.token_hex(16)
-                try:
-                    self._send(nonce, program, [calls_in, replies_out, verdict_in])
-                finally:
-                    for descriptor in (calls_in, replies_out, verdict_in):
-                        os.close(descriptor)
-                data = _read_until(verdict_out, deadline)
-                late = data is None
-                if late:
-                    _end(candidate)
-                    if _read_until(verdict_out, time.monotonic() + GRACE) is None:
-                        self.close()  # the tests themselves do not end
-                    return Verdict(False, "timeout", f"no verdict after {self._sandbox.limits.seconds:g} seconds")
-                return self._verdict(data or b"", nonce, candidate)
-            finally:
-                _end(candidate)
-        finally:
-            os.close(verdict_out)
-
-    def _verdict(self, data: bytes, nonce: str, candidate: subprocess.Popen[bytes]) -> Verdict:
-        try:
-            given, reason, message = wire.decode(data[4:])
-        except (wire.GarbledError, ValueError, TypeError):
-            given, reason, message = "", "", ""
-        if given != nonce:
-            return Verdict(False, "crashed", "the tests' process ended without a verdict")
-        if reason == "crashed":
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = candidate.wait(GRACE)
-                if code in CPU_LIMIT:
-                    return Verdict(False, "timeout", "the program's process used up its processor time")
-                message = f"{message} with code {code}"
-        return Verdict(reason == "passed", reason, message)
-
-    def _send(self, nonce: str, program: Program, descriptors: list[int]) -> None:
-        job = wire.encode((nonce, (program.source, program.entry_point, program.tests, program.prelude)))
+    def send(self, job: bytes, descriptors: list[int]) -> None:
+        """Begins a case, which gets copies of the descriptors."""
         for attempt in (1, 2):
             if self._control is None:
                 self._control, theirs = socket.socketpair()
                 with theirs:
-                    self._process = self._sandbox.start("judge", self._slot, theirs, subprocess.DEVNULL)
+                    self._process = self._sandbox.start(self._role, self._slot, theirs)
             try:
-                socket.send_fds(self._control, [struct.pack("<I", len(job))], descriptors)
-                self._control.sendall(job)
-            except OSError as error:  # the last case left it dead
+                sent = socket.send_fds(self._control, [job], descriptors)
+                self._control.sendall(job[sent:])
+            except OSError as error:  # it died after the last case
                 self.close()
                 if attempt == 2:
                     raise GopdError(f"the sandbox does not take programs ({error}); run gopd-merge doctor") from None
             else:
                 return
 
+    def end(self, order: bytes) -> int | None:
+        """The exit code of a case that was begun, once nothing of it is left; None where this took the process itself with it."""
+        try:
+            if self._control is None:
+                return None
+            self._control.settimeout(PATIENCE)
+            self._control.sendall(order)
+            code: int = struct.unpack("<i", self._control.recv(4))[0]
+            self._control.settimeout(None)
+            return code
+        except (OSError, struct.error):
+            self.close()
+            return None
+
     def close(self) -> None:
-        """Ends the tests' process."""
+        """Ends the process and all that it forked."""
         if self._control is not None:
             self._control.close()
         if self._process is not None:
             _end(self._process)
         self._control = self._process = None
+
+
+class _Worker:
+    """Judges one program after the other."""
+
+    def __init__(self, sandbox: _Sandbox, slot: int) -> None:
+        self._limits = sandbox.limits
+        self._judge, self._candidates = _Server(sandbox, "judge", slot), _Server(sandbox, "candidate", slot)
+
+    def verdict(self, program: Program) -> Verdict:
+        """Runs one program against its tests."""
+        if len(program.source) > LONGEST_SOURCE:
+            return Verdict(False, "error", f"the program has {len(program.source)} characters, and {LONGEST_SOURCE} is the most")
+        deadline = time.monotonic() + self._limits.seconds
+        nonce = secrets.token_hex(16)
+        job = wire.encode((nonce, (program.source, program.entry_point, program.tests, program.prelude)))
+        calls_out, calls_in = os.pipe()
+        replies_out, replies_in = os.pipe()
+        verdict_out, verdict_in = os.pipe()
+        try:
+            try:
+                self._judge.send(struct.pack("<I", len(job)) + job, [calls_in, replies_out, verdict_in])
+                self._candidates.send(zygote.START, [calls_out, replies_in])
+            finally:
+                for descriptor in (calls_out, calls_in, replies_out, replies_in, verdict_in):
+                    os.close(descriptor)
+            data = _read_until(verdict_out, deadline)
+            given, reason, message = _parsed(data)
+            code = self._candidates.end(zygote.WAIT if reason == "crashed" else zygote.KILL)
+            if data is None and _read_until(verdict_out, time.monotonic() + GRACE) is None:
+                self._judge.close()  # the tests themselves do not end
+        finally:
+            os.close(verdict_out)
+        if data is None:
+            return Verdict(False, "timeout", f"no verdict after {self._limits.seconds:g} seconds")
+        if given != nonce:
+            return Verdict(False, "crashed", "the tests' process ended without a verdict")
+        if reason == "crashed" and code == CPU_LIMIT:
+            return Verdict(False, "timeout", "the program's process used up its processor time")
+        return Verdict(reason == "passed", reason, f"{message} with code {code}" if reason == "crashed" else message)
+
+    def close(self) -> None:
+        """Ends both processes."""
+        self._judge.close()
+        self._candidates.close()
+
+
+def _parsed(data: bytes | None) -> tuple[str, str, str]:
+    """(nonce, reason, message) as the tests' process wrote them, or three empty texts."""
+    with contextlib.suppress(wire.GarbledError, ValueError, TypeError):
+        nonce, reason, message = wire.decode((data or b"")[4:])
+        return nonce, reason, message
+    return "", "", ""
 
 
 def _read_until(descriptor: int, deadline: float) -> bytes | None:

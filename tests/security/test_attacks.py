@@ -7,11 +7,13 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from gopd_merge.evaluate.sandbox import Limits, Program, run_programs
+from gopd_merge.evaluate.sandbox import Limits, Program, _Sandbox, run_programs
 
 spec = importlib.util.spec_from_file_location("attacks", Path(__file__).with_name("attacks.py"))
 attacks = importlib.util.module_from_spec(spec)
@@ -43,6 +45,8 @@ FORGED_BUT_NOT_BY_A_SHARED_PROCESS = {
 }
 POSSIBLE_OUTSIDE = {"network", "environment_of_every_process", "secret_file", "secret_file_by_symlink", "passwords", "kills_the_parent"}
 POSSIBLE_OUTSIDE |= {"sees_other_processes", "compiler", "shared_memory_segments", "memory_that_knows_no_address_space"}
+POSSIBLE_OUTSIDE |= {"processes_by_number", "descriptors_of_other_processes"}
+POSSIBLE_OUTSIDE |= {"capabilities_by_the_kernels_word"} if os.geteuid() == 0 else set()
 
 
 def by_name(chosen):
@@ -61,13 +65,79 @@ def sandboxed_processes():
     return found
 
 
+@pytest.fixture
+def started(monkeypatch):
+    """The processes of sandboxes, with their roles, in the order in which they started."""
+    found, start = [], _Sandbox.start
+
+    def noted(self, role, *arguments):
+        found.append((role, start(self, role, *arguments)))
+        return found[-1][1]
+
+    monkeypatch.setattr(_Sandbox, "start", noted)
+    return found
+
+
 @by_name(attacks.ATTACKS)
-def test_an_attack_fails_its_own_case_and_no_other(attack, aimed):
+def test_an_attack_fails_its_own_case_and_no_other_and_ends_nothing_that_others_use(attack, aimed, started):
     batch = [*GOOD, Program(aimed(attack.source), "f", TESTS), *GOOD]
-    verdicts = run_programs(batch, LIMITS, workers=2)
+    verdicts = run_programs(batch, LIMITS, workers=1)
     assert [v.reason for i, v in enumerate(verdicts) if i != 2] == ["passed"] * 4, verdicts
     assert verdicts[2].reason in attack.reasons, verdicts[2]
     assert not verdicts[2].passed
+    assert [role for role, _ in started].count("candidate") == 1  # tests that a result keeps busy may need another judge
+
+
+def test_a_zygote_that_is_lost_costs_one_case_and_is_started_again(started):
+    """The control of the attacks on it: had one worked, this is what would be seen."""
+    slow = Program("import time\ndef f(x):\n    time.sleep(2)\n    return x * x", "f", TESTS)
+    with ThreadPoolExecutor(1) as pool:
+        verdicts = pool.submit(run_programs, [GOOD[0], slow, *GOOD], LIMITS, 1)
+        time.sleep(1)
+        started[1][1].kill()
+        assert [v.reason for v in verdicts.result()] == ["passed", "crashed", "passed", "passed"]
+    assert [role for role, _ in started] == ["judge", "candidate", "candidate"]
+
+
+@by_name(attacks.RESIDUES)
+def test_what_one_program_leaves_the_next_does_not_find(attack, started):
+    sources = (attack.leaves, attack.finds, attack.both)  # the last is the control: the second half is right about how to find it
+    verdicts = run_programs([*(Program(source, "f", TESTS) for source in sources), *GOOD], LIMITS, workers=1)
+    assert [v.reason for v in verdicts] == ["passed", "wrong", "passed", "passed", "passed"], verdicts
+    assert [role for role, _ in started] == ["judge", "candidate"]
+
+
+def memory(process):
+    """Everything that a process has in writable memory, and whether any of it is shared with others."""
+    data, shared = [], False
+    with open(f"/proc/{process}/mem", "rb", 0) as memory:
+        for line in Path(f"/proc/{process}/maps").read_text().split("\n"):
+            places, rights, *_ = f"{line}- -".split(" ", 2)
+            if rights.startswith("rw"):
+                shared = shared or rights[3] == "s"
+                begin, end = (int(place, 16) for place in places.split("-"))
+                memory.seek(begin)
+                data.append(memory.read(end - begin))
+    return b"".join(data), shared
+
+
+def descendants(process):
+    """The numbers of a process's children, their children and so on."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [number for child in children for number in (int(child), *descendants(int(child)))]
+
+
+def test_nothing_of_a_program_is_in_the_zygotes_memory(started):
+    marker = "left-in-memory"
+    source = f"import time\nmark = '{marker}'\ndef f(x):\n    time.sleep(2)\n    return x * x"
+    with ThreadPoolExecutor(1) as pool:
+        verdicts = pool.submit(run_programs, [Program(source, "f", TESTS)] * 2, LIMITS, 1)
+        time.sleep(3)  # the first has ended and the second runs
+        zygote, warden, first, program = descendants(started[1][1].pid)[1:]
+        found = {process: memory(process) for process in (zygote, warden, first, program)}
+        assert [v.reason for v in verdicts.result()] == ["passed", "passed"]
+    assert [marker.encode() in data for data, _ in found.values()] == [False, False, False, True]
+    assert not any(shared for _, shared in found.values())
 
 
 def test_there_are_forty_attacks_or_more_with_names_of_their_own():
@@ -76,10 +146,11 @@ def test_there_are_forty_attacks_or_more_with_names_of_their_own():
 
 
 @pytest.mark.slow
-def test_all_attacks_at_once_leave_good_programs_alone_and_nothing_running(aimed):
+def test_all_attacks_at_once_leave_good_programs_alone_and_nothing_running(aimed, started):
     before = set(sandboxed_processes())
     batch = [p for attack in attacks.ATTACKS for p in (Program(aimed(attack.source), "f", TESTS), GOOD[0])]
     verdicts = run_programs(batch, LIMITS, workers=4)
+    assert [role for role, _ in started].count("candidate") == 4
     assert [v.reason for v in verdicts[1::2]] == ["passed"] * len(attacks.ATTACKS)
     assert not any(v.passed for v in verdicts[::2])
     left = set(sandboxed_processes()) - before
@@ -138,11 +209,14 @@ def test_tests_that_never_have_an_answer_prove_nothing():
     assert [v.reason for v in verdicts] == ["error", "error", "passed"]
 
 
-def test_what_one_program_writes_the_next_does_not_find():
-    write = "import pathlib\ndef f(x):\n    pathlib.Path('/tmp/note').write_text('here')\n    return 4"
-    read = "import os\ndef f(x): return 4 if os.path.exists('/tmp/note') else 5"
-    verdicts = run_programs([Program(write, "f", TESTS), Program(read, "f", TESTS)], LIMITS, workers=1)
-    assert [v.reason for v in verdicts] == ["passed", "wrong"]
+def test_a_program_has_as_many_processes_as_its_limit_says_and_the_next_one_too():
+    source = (
+        "import os, time\ndef f(x):\n    try:\n        for count in range(1, 99):\n"
+        "            if os.fork() == 0: time.sleep(99)\n    except OSError:\n        return count"
+    )
+    for processes in (1, 8):
+        programs = [Program(source, "f", f"assert f(0) == {processes}")] * 2
+        assert [v.reason for v in run_programs(programs, Limits(seconds=4, processes=processes), workers=1)] == ["passed"] * 2
 
 
 def test_tests_that_change_python_do_not_change_it_for_the_next_case():
