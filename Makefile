@@ -47,7 +47,7 @@ clean:
 	rm -rf .venv merged.lora merged.lora.partial
 
 # torch comes first and exactly, so that no later package brings another build of it.
-.venv/installed: pyproject.toml requirements.lock $(shell find gopd_merge -name '*.py')
+.venv/installed: pyproject.toml requirements.lock $(shell find gopd_merge eval/suites eval/metrics -type f -not -name '*.pyc')
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "$$(grep '^torch==' requirements.lock)"
 	$(BIN)/pip install --quiet --constraint requirements.lock .

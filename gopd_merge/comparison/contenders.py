@@ -40,7 +40,7 @@ class Contender:
     def slug(self) -> str:
         """What its files are called."""
         parts = [self.method.replace(":", "-").replace("/", "-")]
-        if self.kind == "trained":
+        if self.seed is not None:
             parts += ["alpha", f"{self.alpha:g}" if self.alpha is not None else "by-domain", "seed", str(self.seed)]
         return "-".join(parts)
 
@@ -96,11 +96,16 @@ class Entry:
         assert self.manifest is not None
         return MergeConfig.model_validate(self.manifest["config"])
 
-    def contender(self) -> Contender:
-        """It as a row: by its method if it is a merge, else as the expert of the domain that its name is."""
+    def contender(self, among_experts: bool) -> Contender:
+        """It as a row: by its method if it is a merge; else beside the experts as some adapter, and without them as one of them."""
         found = self.adapter
         if self.manifest is None:
-            return Contender(f"expert:{found.domain}", "expert", folder=found.path, name=found.name, sha256=found.sha256)
+            where: dict[str, Any] = {"folder": found.path, "name": found.name, "sha256": found.sha256}
+            return (
+                Contender(f"adapter:{found.domain}", "trained", **where)
+                if among_experts
+                else Contender(f"expert:{found.domain}", "expert", **where)
+            )
         seconds = self.manifest.get("seconds", {})
         return trained(
             self.config,
@@ -153,9 +158,6 @@ def read_field(config: EvalConfig, needs_experts: bool) -> Field:
     given = config.experts if isinstance(config, CompareConfig) else {}
     needs_experts = needs_experts or isinstance(config, CompareConfig)
     experts = read_experts(given) if given else _experts_of(merges) if needs_experts else []
-    bare = next((entry.adapter.name for entry in entries if entry.manifest is None), None)
-    if isinstance(config, CompareConfig) and given and bare:
-        raise InputError(f"{bare}: has no {MANIFEST}, so what it is a merge of is unknown; measure it with gopd-merge eval")
     if isinstance(config, CompareConfig) and not experts:
         raise InputError(f"{config.adapters[0]}: has no {MANIFEST} that says which experts it merges; name them with --experts")
     for entry in merges:

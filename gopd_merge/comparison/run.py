@@ -61,7 +61,7 @@ def compare(config: EvalConfig, command: str, listener: Listener | None = None) 
         if OPD in config.rivals:
             with clock.measure("train"):
                 contenders += _opd(found, backbone, setup.folder, listener)
-    contenders += [entry.contender() for entry in found.entries]
+    contenders += [entry.contender(isinstance(config, CompareConfig)) for entry in found.entries]
     _check_different(contenders)
     with clock.measure("answer"):
         lineup = line_up(measure_all(backbone, contenders, test, setup, listener), tuned, validation)
@@ -156,7 +156,7 @@ def _opd(found: Field, backbone: Backbone, folder: Path, listener: Listener) -> 
         raise InputError(
             f"{found.entries[0].adapter.name}: has no {MANIFEST} with the options to train α = 1 with; leave opd out of --rivals"
         )
-    if any(entry.manifest is not None and entry.contender().method == OPD for entry in found.entries):
+    if any(entry.manifest is not None and entry.contender(True).method == OPD for entry in found.entries):
         return []
     output = folder / "opd.lora"
     experts = {e.domain: str(e.path) for e in found.experts}
@@ -173,7 +173,7 @@ def _opd(found: Field, backbone: Backbone, folder: Path, listener: Listener) -> 
             artefacts.write_json(partial / MANIFEST, written)
     entry = read_entry(str(output))
     _check_same_training(first.config, entry)
-    return [entry.contender()]
+    return [entry.contender(True)]
 
 
 def _check_same_training(config: MergeConfig, opd: Entry) -> None:

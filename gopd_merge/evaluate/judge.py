@@ -64,11 +64,12 @@ class Judge:
     """A chat model on a server. Raises InputError where there is none."""
 
     def __init__(self, url: str, model: str | None = None) -> None:
-        from huggingface_hub import InferenceClient, get_session
+        import httpx2
 
         self.url = url.rstrip("/").removesuffix("/v1")
         try:
-            reply = get_session().get(f"{self.url}/v1/models", timeout=TIMEOUT)
+            self._client = httpx2.Client(base_url=self.url, timeout=TIMEOUT)
+            reply = self._client.get("/v1/models")
             reply.raise_for_status()
             served = [entry["id"] for entry in reply.json()["data"]]
         except Exception as error:  # the URL, the network, what came back: each library underneath has errors of its own
@@ -80,17 +81,16 @@ class Judge:
                 f"--judge {url}: it serves {', '.join(served) or 'no model'}, not {model}; name one of those with --judge-model"
             )
         self.model = model or served[0]
-        self._client = InferenceClient(base_url=f"{self.url}/v1", timeout=TIMEOUT)
 
     def choose(self, prompt: str, first: str, second: str) -> Choice:
         """Which answer is better. Raises GopdError where the server does not answer in three tries."""
         text = QUESTION.format(prompt=prompt, first=first[:LONGEST], second=second[:LONGEST])
+        request = {"model": self.model, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 16, "seed": 0}
         for attempt in range(TRIES):
             try:
-                reply = self._client.chat_completion(
-                    [{"role": "user", "content": text}], model=self.model, temperature=0.0, max_tokens=16, seed=0
-                )
-                found = WORD.findall((reply.choices[0].message.content or "").upper())
+                reply = self._client.post("/v1/chat/completions", json=request)
+                reply.raise_for_status()
+                found = WORD.findall(str(reply.json()["choices"][0]["message"]["content"]).upper())
                 return CHOICES[found[0]] if len(set(found)) == 1 else "unreadable"
             except Exception as error:  # as above
                 if attempt == TRIES - 1:

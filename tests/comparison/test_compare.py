@@ -110,7 +110,9 @@ def test_the_coefficients_are_those_that_were_best_on_validation_questions(compa
         assert chosen == {best}
         assert next(r.parameters for r in found.results if r.method == name) == json.loads(best)
     static = next(c.rival for c in found.comparisons if c.rival_is == "best static merge")
-    chosen_means = {name: max(sum(r["score"] for r in rows if r["parameters"] == p["parameters"]) for p in rows) for name, rows in grid.items()}
+    chosen_means = {
+        name: max(sum(r["score"] for r in rows if r["parameters"] == p["parameters"]) for p in rows) for name, rows in grid.items()
+    }
     assert static == "average" or chosen_means[static] == max(chosen_means.values())
     costs = {m["method"]: m["cost"] for m in found.document["methods"]}
     assert costs["task_arithmetic"]["tune_answers"] == 9 * 2 * 12
@@ -127,9 +129,7 @@ def test_scores_without_a_common_scale_are_chosen_by_rank():
 def test_seeds_of_one_method_are_one_row_and_their_variance_stands_apart(compared, short_merge):
     found = compared(short_merge(), short_merge(seed=1), limit=10)
     (row,) = [r for r in found.results if r.method == "exopd" and r.domain == "math"]
-    each = [
-        sum(a["score"] for a in answers(found.folder, f"own.math.exopd-alpha-2-seed-{seed}")[1].values()) / 10 for seed in (0, 1)
-    ]
+    each = [sum(a["score"] for a in answers(found.folder, f"own.math.exopd-alpha-2-seed-{seed}")[1].values()) / 10 for seed in (0, 1)]
     assert row.seeds == [0, 1]
     assert row.seed is None
     assert row.score == pytest.approx(sum(each) / 2)
@@ -273,5 +273,3 @@ def test_a_system_message_and_plain_text_reach_the_model(load_model):
     system = tokenizer.decode(tokenize(tokenizer, ["Add."], Format(system="Be brief."))["input_ids"][0])
     assert system == "<|system|>Be brief.<|end|><|user|>Add.<|end|><|assistant|>"
     assert tokenizer.decode(tokenize(tokenizer, ["Add."], Format(chat=False))["input_ids"][0]).endswith("Add.")
-
-
