@@ -10,92 +10,55 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scipy.stats import t
+from gopd_merge.report.document import read_document
+from gopd_merge.report.lines import parameters_text
+from gopd_merge.report.tables import score_table
+from gopd_merge.report.terminal import label_of
+from gopd_merge.report.text import markdown_table, markdown_text
+from gopd_merge.report.verdict import verdict_of
 
 RESULTS = Path("eval/results")
 DOMAINS = ("math", "code")
 
 
-def interval(values: list[float]) -> str:
-    """Mean and 95 % t-interval over seeds, in points."""
-    mean = 100 * statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.1f}"
-    half = 100 * t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.1f} ± {half:.1f}"
-
-
-def score_of(rows: list[dict], **wanted: object) -> dict[int, float]:
-    """Score by seed of the rows that match."""
-    return {r["seed"]: r["score"] for r in rows if all(r[k] == v for k, v in wanted.items())}
-
-
-def method_names(document: dict, rows: list[dict]) -> dict[tuple[str, float | None], str]:
-    """The rows of a table, in order: (method, α) -> what it is called."""
-    names: dict[tuple[str, float | None], str] = {
-        ("base", None): "base",
-        ("expert:math", None): "math expert",
-        ("expert:code", None): "code expert",
-        ("average", None): "exact average",
-        ("task_arithmetic", None): f"task arithmetic × {document['tuned_coefficient']:g} (tuned)",
-    }
-    return names | {(r["method"], r["alpha"]): f"merged, α = {r['alpha']:g}" for r in rows if r["alpha"] is not None}
+def score_of(rows: list[dict], **wanted: object) -> float:
+    """Score of the one row that matches."""
+    (score,) = (r["score"] for r in rows if all(r[k] == v for k, v in wanted.items()))
+    return score
 
 
 def seeds_tables() -> list[str]:
-    document = json.loads((RESULTS / "embedded_seeds.json").read_text())
-    rows = [r for r in document["results"] if r["split"] == "test"]
-    names = method_names(document, rows)
-    lines = [
-        "| accuracy, % | math, temperature 1 | code, temperature 1 | math, greedy | code, greedy |\n|---|---|---|---|---|",
+    """The whole comparison, as `gopd-merge report --format markdown` writes it."""
+    document = read_document(RESULTS / "embedded_seeds.json")
+    seeds = sorted({seed for row in document.results for seed in row.seeds})
+    return [
+        f"## The embedded default, {len(seeds)} seeds\n",
+        f"Merges of {len(seeds)} seeds at each α, all test questions; the rivals' coefficients were chosen on validation questions. NF4, "
+        f"{document.environment['device']}, torch {document.environment['torch']}. Made by `{document.command}`.\n",
+        markdown_text(document),
     ]
-    for (method, alpha), name in names.items():
-        cells = [
-            interval(list(score_of(rows, method=method, alpha=alpha, domain=d, temperature=temp).values()))
-            for temp in (1.0, 0.0)
-            for d in DOMAINS
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines.append("\nDifference in points, paired by seed and question, temperature 1 (an interval without zero is more than chance):\n")
-    lines.append("| | against | math | code |\n|---|---|---|---|")
-    for (method, alpha), name in names.items():
-        if alpha is None:
-            continue
-        for rival, rival_name in (
-            ("average", "exact average"),
-            ("task_arithmetic", "task arithmetic"),
-            ("expert", "the domain's own expert"),
-        ):
-            cells = []
-            for d in DOMAINS:
-                ours = score_of(rows, method=method, alpha=alpha, domain=d, temperature=1.0)
-                theirs = score_of(rows, method=f"expert:{d}" if rival == "expert" else rival, domain=d, temperature=1.0)
-                cells.append(interval([ours[seed] - theirs[seed] for seed in ours]))
-            lines.append(f"| {name} | {rival_name} | {' | '.join(cells)} |")
-    n = {r["n"] for r in rows}
-    seeds = len({r["seed"] for r in rows})
-    header = f"## The embedded default, {seeds} seeds\n\nn = {', '.join(f'{x:,}' for x in n)} test questions per domain; ± is the 95 % "
-    header += (
-        f"t-interval over {seeds} seeds (sampling, prompts and student); greedy answers of the rivals do not depend on the seed. NF4, "
-    )
-    header += f"{document['environment']['device']}, torch {document['environment']['torch']}. Made by `{document['command']}`.\n"
-    return [header, *lines]
 
 
 def headline() -> list[str]:
-    """The README's own table: temperature 1, mean over seeds."""
-    document = json.loads((RESULTS / "embedded_seeds.json").read_text())
-    rows = [r for r in document["results"] if r["split"] == "test" and r["temperature"] == 1.0]
-    n = rows[0]["n"]
-    seeds = len({r["seed"] for r in rows})
-    lines = [
-        f"Accuracy in per cent at temperature 1, mean ± 95 % interval over {seeds} seeds, {n:,} questions per domain:\n",
-        "| | math | code |\n|---|---|---|",
+    """The README's own table."""
+    document = read_document(RESULTS / "embedded_seeds.json")
+    return [
+        f"{verdict_of(document).sentence} Accuracy in per cent at temperature 1 with 95 % intervals over questions; each α is the mean of "
+        f"{max(len(row.seeds) for row in document.results)} merges with different seeds:\n",
+        markdown_table(score_table(document)),
+        "\n[eval/README.md](eval/README.md) has the paired differences, what each domain kept, the spread over seeds and the cost.",
     ]
-    for (method, alpha), name in method_names(document, rows).items():
-        cells = [interval(list(score_of(rows, method=method, alpha=alpha, domain=d).values())) for d in DOMAINS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [*lines, "\n[eval/README.md](eval/README.md) has the greedy scores, the paired differences and the cost."]
+
+
+def tuning_table() -> list[str]:
+    """What every rival got: its grid's best point."""
+    document = read_document(RESULTS / "embedded_seeds.json")
+    lines = ["\n### How the rivals were tuned\n", "| rival | points tried | chosen |\n|---|---|---|"]
+    for method in dict.fromkeys(row.method for row in document.tuning):
+        points = {json.dumps(row.parameters) for row in document.tuning if row.method == method}
+        chosen = next((row.parameters for row in document.tuning if row.method == method and row.chosen), {})
+        lines.append(f"| {label_of(method, None)} | {len(points)} | {parameters_text(chosen) or 'nothing to choose'} |")
+    return lines
 
 
 def target_table() -> list[str]:
@@ -114,8 +77,8 @@ def target_table() -> list[str]:
         for domain in DOMAINS:
             (target,) = (r for r in document["results"] if (r["alpha"], r["domain"]) == (alpha, domain))
             cells.append(f"{100 * target['score']:.1f} ({100 * target['low']:.1f}–{100 * target['high']:.1f})")
-            students = score_of(merged, alpha=alpha, domain=domain, temperature=1.0).values()
-            cells.append(f"{100 * statistics.mean(students):.1f}" if students else "")
+            is_there = any(r["alpha"] == alpha for r in merged)
+            cells.append(f"{100 * score_of(merged, alpha=alpha, domain=domain):.1f}" if is_there else "")
         lines.append(f"| {alpha:g} | {' | '.join(cells)} |")
     return lines
 
@@ -215,6 +178,7 @@ if __name__ == "__main__":
     parts = ["# Results\n\nWritten by `python eval/tables.py` from the JSON files in `results/`.\n"]
     for name, table in (
         ("embedded_seeds", seeds_tables),
+        ("embedded_seeds", tuning_table),
         ("target_probe", target_table),
         ("main_command", cost_table),
         ("memory", memory_table),

@@ -10,6 +10,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from gopd_merge import MergeConfig
 from gopd_merge.artefacts import environment
 from gopd_merge.distill.backbone import REFERENCE, Backbone, expert
 from gopd_merge.distill.rollout import Answers, encode
-from gopd_merge.evaluate.tasks import Task, ask, result_row
-from gopd_merge.pipeline import load_backbone
+from gopd_merge.distillation import load_backbone
+from gopd_merge.evaluate.answers import AnswerFile
+from gopd_merge.evaluate.statistics import scores_of, summarise
+from gopd_merge.evaluate.tasks import ask
 from gopd_merge.plan import read_inputs
 
 ALPHAS = (0.0, 0.5, 1.0, 1.25, 1.5, 2.0, 3.0)
@@ -61,33 +64,22 @@ def sample_target(backbone: Backbone, domain: str, alpha: float, prompts: list[s
 
 def main(seed: int, output: Path) -> None:
     experts = {domain: f"adapters/{domain}.lora" for domain in ("math", "code")}
-    config = MergeConfig(experts=experts, output=Path("unused.lora"))
+    config = MergeConfig(experts=experts, output=Path("unused.lora"), eval_prompts=2500)
     inputs = read_inputs(config)
     backbone = load_backbone(config, inputs)
     results = []
-    for one in inputs.test_prompts:
+    for benchmark in inputs.test:
         for alpha in ALPHAS:
-            torch.manual_seed(seed)
 
-            def respond(prompts, domain=one.domain, alpha=alpha):
-                return sample_target(backbone, domain, alpha, list(prompts), config.max_new_tokens)
+            def respond(prompts, domain=benchmark.domain, alpha=alpha):
+                return sample_target(backbone, domain, alpha, list(prompts), config.max_new_tokens), None
 
-            task = Task(one.domain, one.prompts)
-            outcome = ask(task, respond, config.batch_size)
-            result = result_row(
-                "embedded",
-                outcome,
-                method="target",
-                domain=one.domain,
-                parameters=None,
-                alpha=alpha,
-                split="test",
-                seed=seed,
-                temperature=1.0,
-                metric=task.metric,
-            )
-            results.append(asdict(result))
-            print(f"{one.domain} α = {alpha:g}: {result.score:.4f} ({result.low:.4f}–{result.high:.4f})", flush=True)
+            with TemporaryDirectory() as folder:
+                header = {"questions": len(benchmark.items), "samples": 1}
+                answers = ask(benchmark, respond, AnswerFile(Path(folder) / "answers.jsonl", header, 250), seed, 250)
+            estimate = summarise(scores_of([answer.id for answer in answers], [answer.score for answer in answers]))
+            results.append({"domain": benchmark.domain, "alpha": alpha, "seed": seed, "temperature": 1.0, **asdict(estimate)})
+            print(f"{benchmark.domain} α = {alpha:g}: {estimate.score:.4f} ({estimate.low:.4f}–{estimate.high:.4f})", flush=True)
     document = {
         "schema": 1,
         "command": " ".join(["python", *sys.argv]),

@@ -49,6 +49,7 @@ def test_the_command_leaves_a_complete_adapter_and_nothing_else(merged):
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "evaluation",
         "merge.json",
         "metrics.jsonl",
     ]
@@ -267,12 +268,12 @@ def test_a_signal_stops_the_run_and_leaves_nothing_that_looks_complete(adapters,
 
 
 def test_a_failed_run_keeps_the_output_that_was_there(adapters, tmp_path, monkeypatch):
-    from gopd_merge import pipeline
+    from gopd_merge import distillation
 
     output = tmp_path / "out.lora"
     merge(short(adapters, output))
     before = (output / "adapter_model.safetensors").read_bytes()
-    monkeypatch.setattr(pipeline, "score", lambda *_: (_ for _ in ()).throw(RuntimeError("on purpose")))
+    monkeypatch.setattr(distillation, "score", lambda *_: (_ for _ in ()).throw(RuntimeError("on purpose")))
     with pytest.raises(RuntimeError, match="on purpose"):
         merge(short(adapters, output, overwrite=True, seed=5))
     assert (output / "adapter_model.safetensors").read_bytes() == before

@@ -2,12 +2,10 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from gopd_merge import MergeConfig
-from gopd_merge.distill.backbone import REFERENCE, expert
-from gopd_merge.evaluate.tasks import Task, result_row
-from gopd_merge.pipeline import load_backbone, measure
-from gopd_merge.plan import read_inputs
+from gopd_merge.comparison.run import compare
+from gopd_merge.eval_config import EvalConfig
 
 ADAPTERS = Path("adapters")
 LICENCE = "---\nlicense: apache-2.0\n---\n\n"
@@ -21,27 +19,13 @@ WHAT = {
 
 
 def main() -> None:
-    config = MergeConfig(experts={d: str(ADAPTERS / f"{d}.lora") for d in ("math", "code")}, output=Path("unused"))
-    inputs = read_inputs(config)
-    backbone = load_backbone(config, inputs)
-    tasks = [Task(s.domain, s.prompts) for s in inputs.test_prompts]
     table = {}
-    for name, role in (("base", REFERENCE), ("math", expert("math")), ("code", expert("code"))):
-        for temperature in (1.0, 0.0):
-            for task in tasks:
-                outcome = measure(backbone, role, task, config, temperature)
-                table[name, temperature, task.domain] = result_row(
-                    "embedded",
-                    outcome,
-                    method=name,
-                    domain=task.domain,
-                    parameters=None,
-                    alpha=None,
-                    split="test",
-                    seed=0,
-                    temperature=temperature,
-                    metric=task.metric,
-                )
+    for temperature in (1.0, 0.0):
+        with TemporaryDirectory() as folder:
+            adapters = tuple(str(ADAPTERS / f"{domain}.lora") for domain in ("math", "code"))
+            config = EvalConfig(adapters=adapters, temperature=temperature, limit=2500, batch_size=250, output=Path(folder))
+            for row in compare(config, "python adapters/recipe/write_cards.py").results:
+                table[row.method.removeprefix("expert:"), temperature, row.domain] = row
     for name, folder in (("base", "tiny-base"), ("math", "math.lora"), ("code", "code.lora")):
         made = json.loads((ADAPTERS / folder / "training.json").read_text())
         script = "train_base.py" if name == "base" else f"train_expert.py --domain {name} --rank {made['rank']} --targets {made['targets']}"

@@ -25,8 +25,8 @@ from gopd_merge.distill.backbone import REFERENCE, Backbone
 from gopd_merge.distill.objective import reverse_kl
 from gopd_merge.distill.rollout import generate
 from gopd_merge.distill.target import score
+from gopd_merge.distillation import load_backbone
 from gopd_merge.experts.base import Base, load_base
-from gopd_merge.pipeline import load_backbone
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent
 

@@ -21,7 +21,7 @@ HELP = """Merge LoRA experts of one base model into one adapter, by on-policy di
 
     gopd-merge --experts math.lora code.lora --prompts math=m.jsonl code=c.jsonl --output merged.lora
 
-    gopd-merge --config merged.lora/merge.json --overwrite
+    gopd-merge compare merged.lora && gopd-merge report merged.lora
 """
 
 

@@ -28,7 +28,7 @@ def markdown_text(document: Document) -> str:
     if verdict.findings:
         blocks.append("\n".join(f"- {escaped(f.text)}: **{f.reading}**" for f in verdict.findings))
     for table in _tables(document):
-        blocks.append(f"**{escaped(table.caption)}**\n\n{_markdown_table(table)}")
+        blocks.append(f"**{escaped(table.caption)}**\n\n{markdown_table(table)}")
         if table.note:
             blocks.append(escaped(table.note))
     asked = [
@@ -51,7 +51,8 @@ def _tables(document: Document) -> Iterator[Table]:
             yield table
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """One of the tables as Markdown."""
     lines = ["| " + " | ".join(escaped(title) for title, _ in table.columns) + " |"]
     lines.append("|" + "|".join("--:" if number else "---" for _, number in table.columns) + "|")
     for row in table.rows:

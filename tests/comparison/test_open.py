@@ -118,7 +118,7 @@ def test_a_judge_that_dies_is_named_and_what_it_judged_is_not_asked_again(serve,
 
 
 def test_no_server_and_another_model_are_refused(serve):
-    with pytest.raises(InputError, match="--judge http://127.0.0.1:9: no OpenAI-compatible server"):
+    with pytest.raises(InputError, match=r"--judge http://127\.0\.0\.1:9: no OpenAI-compatible server"):
         Judge("http://127.0.0.1:9")
     with pytest.raises(InputError, match="it serves stand-in, not gpt-7"):
         Judge(serve(longer).url, "gpt-7")
