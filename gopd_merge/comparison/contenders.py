@@ -42,6 +42,8 @@ class Contender:
         parts = [self.method.replace(":", "-").replace("/", "-")]
         if self.seed is not None:
             parts += ["alpha", f"{self.alpha:g}" if self.alpha is not None else "by-domain", "seed", str(self.seed)]
+        if self.kind == "static":
+            parts += [f"{name}-{value:g}" for name, value in (self.parameters or {}).items()]
         return "-".join(parts)
 
     @contextmanager

@@ -76,8 +76,7 @@ def measure(
         "sha256": contender.sha256,
         **setup.base,
     }
-    grid_point = "-".join(f"{name}-{value:g}" for name, value in (contender.parameters or {}).items()) if kind == TUNING else ""
-    name = ".".join(part for part in (suite.name, benchmark.domain, contender.slug, grid_point, "jsonl") if part)
+    name = f"{suite.name}.{benchmark.domain}.{len(benchmark.items)}.{contender.slug}.jsonl"
     file = AnswerFile(setup.folder / kind / name, header, setup.batch_size)
     if len(file.answers) == len(benchmark.items) * suite.samples:
         return file.answers  # without putting its adapter on the base

@@ -26,7 +26,8 @@ def read(path):
 
 
 def answers(folder, name):
-    header, *rows = read(folder / "answers" / f"{name}.jsonl")
+    (path,) = (folder / "answers").glob(f"{name.replace('own.', '').replace('.', '.*.', 1).join(('own.', ''))}.jsonl")
+    header, *rows = read(path)
     return header, {(row["id"], row["sample"]): row for row in rows}
 
 
