@@ -51,7 +51,7 @@ def test_the_harness_and_we_agree_on_every_greedy_answer(adapters, tmp_path):
         },
     )
     found = compare(config, "gopd-merge eval")
-    stored = (tmp_path / "ours" / "answers" / "math.jsonl.math.expert-math.jsonl").read_text().splitlines()[1:]
+    stored = (tmp_path / "ours" / "answers" / f"math.jsonl.math.{QUESTIONS}.expert-math.jsonl").read_text().splitlines()[1:]
     ours = {row["id"]: row for row in map(json.loads, stored)}
     assert ours.keys() == theirs.keys()
     assert {id: row["text"].strip() for id, row in ours.items()} == {id: row["resps"][0][0].strip() for id, row in theirs.items()}

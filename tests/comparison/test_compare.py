@@ -26,7 +26,8 @@ def read(path):
 
 
 def answers(folder, name):
-    (path,) = (folder / "answers").glob(f"{name.replace('own.', '').replace('.', '.*.', 1).join(('own.', ''))}.jsonl")
+    domain, method = name
+    (path,) = (folder / "answers").glob(f"own.{domain}.*.{method}.jsonl")
     header, *rows = read(path)
     return header, {(row["id"], row["sample"]): row for row in rows}
 
@@ -50,7 +51,7 @@ def test_scores_are_what_a_recount_of_the_stored_answers_gives(compared, merged,
         if result.domain != "math":
             continue
         slug = {"exopd": "exopd-alpha-2-seed-0"}.get(result.method, result.method.replace(":", "-"))
-        header, given = answers(found.folder, f"own.math.{slug}")
+        header, given = answers(found.folder, ("math", slug))
         assert header["questions"] == len(given) == result.n == 8
         right = [is_right(row["text"], rows[int(id.rsplit("/", 1)[1])]["answer"]) for (id, _), row in given.items()]
         assert [bool(row["score"]) for row in given.values()] == right
@@ -62,10 +63,10 @@ def test_scores_are_what_a_recount_of_the_stored_answers_gives(compared, merged,
 
 def test_everybody_gets_the_same_questions_and_samples_are_told_apart(compared, merged):
     found = compared(merged, samples=3, limit=5)
-    asked = [set(answers(found.folder, f"own.code.{name}")[1]) for name in ("base", "expert-code", "average", "exopd-alpha-2-seed-0")]
+    asked = [set(answers(found.folder, ("code", name))[1]) for name in ("base", "expert-code", "average", "exopd-alpha-2-seed-0")]
     assert all(one == asked[0] for one in asked)
     assert len(asked[0]) == 15
-    texts = [row["text"] for row in answers(found.folder, "own.code.base")[1].values()]
+    texts = [row["text"] for row in answers(found.folder, ("code", "base"))[1].values()]
     assert len(set(texts)) > 5  # the samples of a question are drawn anew
     assert {(r.n, r.k) for r in found.results} == {(5, 3)}
     assert all(c.test == "permutation" for c in found.comparisons)
@@ -84,8 +85,8 @@ def test_a_static_merge_answers_as_plain_peft_does_with_the_same_weights(compare
 
     tokenizer = AutoTokenizer.from_pretrained(adapters / "tiny-base")
     rows = own_rows(adapters, "math")
-    _, given = answers(found.folder, "own.math.average")
-    _, of_base = answers(found.folder, "own.math.base")
+    _, given = answers(found.folder, ("math", "average"))
+    _, of_base = answers(found.folder, ("math", "base"))
     for (id, _), row in given.items():
         ids = tokenize(tokenizer, [rows[int(id.rsplit("/", 1)[1])]["prompt"]], return_tensors="pt")["input_ids"]
         with torch.no_grad():
@@ -111,9 +112,7 @@ def test_the_coefficients_are_those_that_were_best_on_validation_questions(compa
         assert chosen == {best}
         assert next(r.parameters for r in found.results if r.method == name) == json.loads(best)
     static = next(c.rival for c in found.comparisons if c.rival_is == "best static merge")
-    chosen_means = {
-        name: max(sum(r["score"] for r in rows if r["parameters"] == p["parameters"]) for p in rows) for name, rows in grid.items()
-    }
+    chosen_means = {name: sum(row["score"] for row in rows if row["chosen"]) for name, rows in grid.items()}
     assert static == "average" or chosen_means[static] == max(chosen_means.values())
     costs = {m["method"]: m["cost"] for m in found.document["methods"]}
     assert costs["task_arithmetic"]["tune_answers"] == 9 * 2 * 12
@@ -130,7 +129,7 @@ def test_scores_without_a_common_scale_are_chosen_by_rank():
 def test_seeds_of_one_method_are_one_row_and_their_variance_stands_apart(compared, short_merge):
     found = compared(short_merge(), short_merge(seed=1), limit=10)
     (row,) = [r for r in found.results if r.method == "exopd" and r.domain == "math"]
-    each = [sum(a["score"] for a in answers(found.folder, f"own.math.exopd-alpha-2-seed-{seed}")[1].values()) / 10 for seed in (0, 1)]
+    each = [sum(a["score"] for a in answers(found.folder, ("math", f"exopd-alpha-2-seed-{seed}"))[1].values()) / 10 for seed in (0, 1)]
     assert row.seeds == [0, 1]
     assert row.seed is None
     assert row.score == pytest.approx(sum(each) / 2)
@@ -211,16 +210,27 @@ def test_a_suite_without_validation_questions_leaves_only_untuned_rivals(compare
         compared(merged, suite=[str(suite)], rivals=["ties"])
 
 
-def test_an_evaluation_of_other_settings_or_another_version_of_the_suite_is_not_mixed_in(compared, merged, tmp_path, math_copy):
+def test_an_evaluation_of_other_settings_or_another_version_of_the_suite_is_not_mixed_in(compared, merged):
     found = compared(merged, limit=4)
     kept = {path: path.read_bytes() for path in (found.folder / "answers").iterdir()}
-    for options, named in (({"samples": 2}, "samples 1, this one has 2"), ({"limit": 3}, "questions 4, this one has 3")):
-        with pytest.raises(InputError) as refused:
-            compared(merged, **{"limit": 4} | options)
-        assert named in str(refused.value).replace("version", named, 1) or "version" in str(refused.value)
-        assert "--overwrite" in str(refused.value)
+    for options in ({"samples": 2}, {"seed": 5}, {"max_new_tokens": 30}, {"temperature": 0.5}, {"quantize": "none"}, {"batch_size": 4}):
+        with pytest.raises(InputError, match="answers a run with .*this one has .*--overwrite to ask again, or another --output"):
+            compared(merged, limit=4, **options)
     assert {path: path.read_bytes() for path in (found.folder / "answers").iterdir()} == kept
-    assert {r.n for r in compared(merged, limit=3, overwrite=True).results} == {3}
+    assert {r.n for r in compared(merged, limit=3).results} == {3}  # other questions have files of their own
+    assert kept.keys() < set((found.folder / "answers").iterdir())
+    assert {r.k for r in compared(merged, limit=4, samples=2, overwrite=True).results} == {2}
+
+
+def test_a_change_of_the_questions_is_another_version(compared, merged, tmp_path):
+    questions = tmp_path / "mine.jsonl"
+    questions.write_text("".join(f'{{"prompt": "{i} + 1", "answer": "{i + 1}", "split": "test"}}\n' for i in range(5)))
+    options = {"suite": [f"math={questions}"], "rivals": ["none"]}
+    compared(merged, **options)
+    compared(merged, **options)
+    questions.write_text(questions.read_text().replace('"5"', '"6"'))
+    with pytest.raises(InputError, match="answers a run with version"):
+        compared(merged, **options)
 
 
 def kill_when(condition, command, cwd):
@@ -240,7 +250,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_answers_of_an_unbroke
     whole = [COMMAND, "compare", merged, *options, "--output", tmp_path / "whole"]
     assert subprocess.run(whole, check=False).returncode == 0
     broken = [COMMAND, "compare", merged, *options, "--output", tmp_path / "broken"]
-    target = tmp_path / "broken" / "answers" / "own.math.expert-code.jsonl"
+    target = tmp_path / "broken" / "answers" / "own.math.24.expert-code.jsonl"
     kill_when(lambda: target.exists() and len(target.read_bytes().split(b"\n")) > 9, broken, None)
     before = target.read_bytes()
     with target.open("ab") as file:  # and the last write was torn
@@ -248,9 +258,8 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_answers_of_an_unbroke
     assert subprocess.run(broken, check=False).returncode == 0
     assert target.read_bytes().startswith(before)  # what was answered was not asked again
     for path in (tmp_path / "whole" / "answers").iterdir():
-        ours, theirs = (answers(folder, path.stem) for folder in (tmp_path / "broken", tmp_path / "whole"))
-        assert ours[0] == theirs[0]
-        assert [row | {"seconds": 0} for row in ours[1].values()] == [row | {"seconds": 0} for row in theirs[1].values()]
+        ours, theirs = (read(tmp_path / run / "answers" / path.name) for run in ("broken", "whole"))
+        assert [row | {"seconds": 0} for row in ours] == [row | {"seconds": 0} for row in theirs]
     results = [json.loads((tmp_path / name / "results.json").read_text())["results"] for name in ("whole", "broken")]
     assert results[0] == results[1]
 
@@ -259,7 +268,7 @@ def test_stopped_by_a_signal_it_says_how_to_go_on(short_merge, tmp_path):
     output = tmp_path / "evaluation"
     command = [COMMAND, "compare", short_merge(), "--limit", "200", "--batch-size", "8", "--rivals", "average", "--output", output]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    first = output / "answers" / "own.code.base.jsonl"
+    first = output / "answers" / "own.code.200.base.jsonl"
     while not (first.exists() and first.stat().st_size > 2000) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)

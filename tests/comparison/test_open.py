@@ -139,7 +139,7 @@ def test_an_open_domain_is_scored_by_its_expert_and_judged(compared, merged, ser
     ]  # fmt: skip
     length = {}
     for name in ("exopd-alpha-2-seed-0", "expert-math"):
-        rows = (found.folder / "answers" / f"open.math.{name}.jsonl").read_text().splitlines()[1:]
+        rows = (found.folder / "answers" / f"open.math.20.{name}.jsonl").read_text().splitlines()[1:]
         length[name] = {row["id"]: len(row["text"]) for row in map(json.loads, rows)}
     ours, theirs = length.values()
     wins, losses = sum(ours[id] > theirs[id] for id in ours), sum(ours[id] < theirs[id] for id in ours)
