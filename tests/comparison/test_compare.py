@@ -214,7 +214,7 @@ def test_an_evaluation_of_other_settings_or_another_version_of_the_suite_is_not_
     found = compared(merged, limit=4)
     kept = {path: path.read_bytes() for path in (found.folder / "answers").iterdir()}
     for options in ({"samples": 2}, {"seed": 5}, {"max_new_tokens": 30}, {"temperature": 0.5}, {"quantize": "none"}, {"batch_size": 4}):
-        with pytest.raises(InputError, match="answers a run with .*this one has .*--overwrite to ask again, or another --output"):
+        with pytest.raises(InputError, match=r"answers a run with .*this one has .*--overwrite to ask again, or another --output"):
             compared(merged, limit=4, **options)
     assert {path: path.read_bytes() for path in (found.folder / "answers").iterdir()} == kept
     assert {r.n for r in compared(merged, limit=3).results} == {3}  # other questions have files of their own
@@ -225,7 +225,7 @@ def test_an_evaluation_of_other_settings_or_another_version_of_the_suite_is_not_
 def test_a_change_of_the_questions_is_another_version(compared, merged, tmp_path):
     questions = tmp_path / "mine.jsonl"
     questions.write_text("".join(f'{{"prompt": "{i} + 1", "answer": "{i + 1}", "split": "test"}}\n' for i in range(5)))
-    options = {"suite": [f"math={questions}"], "rivals": ["none"]}
+    options = {"suite": [f"math={questions}"], "rivals": ["none"], "max_new_tokens": 24}
     compared(merged, **options)
     compared(merged, **options)
     questions.write_text(questions.read_text().replace('"5"', '"6"'))
