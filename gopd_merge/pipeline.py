@@ -106,7 +106,7 @@ def evaluate(
         config,
         role=STUDENT,
         folder=folder,
-        name=str(config.output),
+        name=config.output.name,
         sha256=file_sha256(folder / WEIGHTS),
         train_seconds=sum(seconds[phase] for phase in ("rollout", "score", "update")),
         train_tokens=described["tokens"],

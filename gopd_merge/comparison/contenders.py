@@ -93,6 +93,11 @@ class Entry:
     manifest: Mapping[str, Any] | None
 
     @property
+    def name(self) -> str:
+        """What results call it: its Hub id, or the last part of its path, which is of interest here alone."""
+        return self.adapter.name if self.adapter.commit else self.adapter.path.resolve().name
+
+    @property
     def config(self) -> MergeConfig:
         """Of the merge."""
         assert self.manifest is not None
@@ -102,7 +107,7 @@ class Entry:
         """It as a row: by its method if it is a merge; else beside the experts as some adapter, and without them as one of them."""
         found = self.adapter
         if self.manifest is None:
-            where: dict[str, Any] = {"folder": found.path, "name": found.name, "sha256": found.sha256}
+            where: dict[str, Any] = {"folder": found.path, "name": self.name, "sha256": found.sha256}
             return (
                 Contender(f"adapter:{found.domain}", "trained", **where)
                 if among_experts
@@ -112,7 +117,7 @@ class Entry:
         return trained(
             self.config,
             folder=found.path,
-            name=found.name,
+            name=self.name,
             sha256=found.sha256,
             train_seconds=sum(seconds.get(phase, 0.0) for phase in ("rollout", "score", "update")),
             train_tokens=self.manifest.get("tokens", 0),

@@ -81,7 +81,7 @@ def _method(one: Measured, tuning: Tuned | None, device: str) -> dict[str, Any]:
     tuned = tuning.answers if tuning else ()
     return {
         "method": contender.method,
-        "label": label_of(contender.method, contender.alpha),
+        "label": label_of(contender.method, contender.alpha, contender.parameters),
         "kind": contender.kind,
         "parameters": contender.parameters,
         "alpha": contender.alpha,
@@ -104,7 +104,7 @@ def _method(one: Measured, tuning: Tuned | None, device: str) -> dict[str, Any]:
 def _curve(contender: Contender) -> dict[str, Any] | None:
     """The metrics of a training run whose log came with its adapter."""
     rows = read_json_lines(contender.folder / METRICS) if contender.folder else []
-    label = label_of(contender.method, contender.alpha)
+    label = label_of(contender.method, contender.alpha, contender.parameters)
     return {"label": label, "method": contender.method, "alpha": contender.alpha, "seed": contender.seed, "rows": rows} if rows else None
 
 

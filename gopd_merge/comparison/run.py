@@ -1,9 +1,12 @@
 """`gopd-merge eval` and `gopd-merge compare`, read from top to bottom: check, load one base, tune the rivals, ask everybody, conclude."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from gopd_merge import artefacts
 from gopd_merge.comparison.concluding import RESULTS, Evaluation, conclude
@@ -20,7 +23,7 @@ from gopd_merge.eval_config import OPD, CompareConfig, EvalConfig
 from gopd_merge.evaluate.judge import Judge
 from gopd_merge.evaluate.sandbox import check_sandbox
 from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark, Suite, load_benchmarks, read_suite, tuning_suite
-from gopd_merge.experts.base import context_length
+from gopd_merge.experts.base import context_length, load_tokenizer
 from gopd_merge.plan import MANIFEST, read_inputs
 from gopd_merge.report.progress import Silent
 
@@ -33,7 +36,6 @@ def compare(config: EvalConfig, command: str, listener: Listener | None = None) 
     Raises InputError for whatever is refused before anything is loaded, GopdError where the run fails.
     """
     listener = listener or Silent()
-    clock = Clock()
     suites = [_with_options(read_suite(name), config) for name in config.suite]
     found = read_field(config, needs_experts=any(suite.domain is None for suite in suites))
     if found.merge_config and config.max_new_tokens is None:  # the experts' own prompts are asked as in the merge
@@ -43,15 +45,30 @@ def compare(config: EvalConfig, command: str, listener: Listener | None = None) 
     validation = _validation(config, suites, found) if isinstance(config, CompareConfig) else []
     if any(benchmark.metric == "code_tests" for benchmark in (*test, *validation)):
         check_sandbox(config.unsafe_exec)
+    check_context(load_tokenizer(found.base), context_length(found.base), [*test, *validation])
     judge = _judge(config, test)
     setup = _setup(config, found)
+    with _alone(setup.folder, config.overwrite):
+        return _measure(config, command, found, test, validation, judge, setup, listener)
 
+
+def _measure(
+    config: EvalConfig,
+    command: str,
+    found: Field,
+    test: Sequence[Benchmark],
+    validation: Sequence[Benchmark],
+    judge: Judge | None,
+    setup: Setup,
+    listener: Listener,
+) -> Evaluation:
+    """What `compare` does once everything is read: load, tune, ask, judge, conclude."""
+    clock = Clock()
     listener.phase("loading the base")
     with clock.measure("load"):
         experts = found.experts or (found.entries[0].adapter,)
         targets = sorted({target for one in experts for target in one.targets})
         backbone = load_roles(found.base, experts, found.quantize, config.device, max(one.rank for one in experts), targets, setup.seed)
-    check_context(backbone.tokenizer, context_length(found.base), [*test, *validation])
     contenders, tuned = [BASE], list[Tuned]()
     if isinstance(config, CompareConfig):
         contenders += of_experts(found.experts)
@@ -134,19 +151,35 @@ def _setup(config: EvalConfig, found: Field) -> Setup:
 
 
 def _folder(config: EvalConfig, found: Field) -> Path:
-    """Where answers and results go; with --overwrite without those of earlier runs. Raises InputError."""
+    """Where answers and results go: beside the first merge, if it is a folder here. Raises InputError."""
     first = found.entries[0]
     is_ours = first.manifest is not None and first.adapter.commit is None
     folder = config.output or (first.adapter.path if is_ours else Path()) / EVALUATION
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if config.overwrite:
-            for part in (ANSWERS, TUNING, JUDGED):
-                shutil.rmtree(folder / part, ignore_errors=True)
-            (folder / RESULTS).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
     return folder
+
+
+@contextmanager
+def _alone(folder: Path, overwrite: bool) -> Iterator[None]:
+    """The folder for this run alone, emptied of earlier answers with `overwrite`. Raises InputError while another run writes there."""
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+        if overwrite:
+            for part in (ANSWERS, TUNING, JUDGED):
+                shutil.rmtree(folder / part, ignore_errors=True)
+            (folder / RESULTS).unlink(missing_ok=True)
+    except Timeout:
+        raise InputError(f"{folder}: another evaluation is writing there; wait for it, or choose another --output") from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _opd(found: Field, backbone: Backbone, folder: Path, listener: Listener) -> list[Contender]:

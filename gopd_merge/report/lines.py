@@ -63,7 +63,11 @@ def _line(document: Document, rows: Sequence[ResultRow], headline: bool) -> Line
     first = rows[0]
     same = [m for m in document.methods if (m.method, m.alpha) == (first.method, first.alpha)]
     described = [m for m in same if m.parameters == first.parameters] or same
-    label, kind = (described[0].label, described[0].kind) if described else (label_of(first.method, first.alpha), _kind(first.method))
+    label, kind = (
+        (described[0].label, described[0].kind)
+        if described
+        else (label_of(first.method, first.alpha, first.parameters), _kind(first.method))
+    )
     return Line(label, kind, first.method, first.alpha, first.parameters, {r.key: r for r in rows}, described, headline)
 
 

@@ -1,6 +1,7 @@
 """How names, sizes and columns are written for people. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 NAMES = {
     "average": "exact average",
@@ -14,13 +15,15 @@ NAMES = {
 }
 
 
-def label_of(method: str, alpha: float | None) -> str:
-    """A method's name for people: `math expert`, `merged, α = 2`."""
+def label_of(method: str, alpha: float | None, parameters: Mapping[str, Any] | None = None) -> str:
+    """A method's name for people: `math expert`, `merged, α = 2`, `merged, α = code 1, math 2`."""
     kind, _, name = method.partition(":")
     if name:
         return f"{name} expert" if kind == "expert" else name
     name = NAMES.get(method, method.replace("_", " "))
-    return name if alpha is None else f"{name}, α = {alpha:g}"
+    by_domain = (parameters or {}).get("alpha", {})
+    text = ", ".join(f"{domain} {value:g}" for domain, value in by_domain.items()) if alpha is None else f"{alpha:g}"
+    return f"{name}, α = {text}" if text else name
 
 
 def byte_text(size: float) -> str:

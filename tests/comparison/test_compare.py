@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
+from gopd_merge import MergeConfig, merge
 from gopd_merge.comparison.tuning import best_row
 from gopd_merge.distill.rollout import Format, tokenize
 from gopd_merge.errors import InputError
@@ -197,6 +199,25 @@ def test_the_same_merge_twice_is_refused(compared, merged, tmp_path):
     twin = shutil.copytree(merged, tmp_path / "twin.lora")
     with pytest.raises(InputError, match="differ in α or seed"):
         compared(merged, twin)
+
+
+def test_two_runs_do_not_write_into_one_folder(compared, merged, tmp_path):
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    with FileLock(folder / ".lock"), pytest.raises(InputError, match="another evaluation is writing there; wait for it"):
+        compared(merged)
+    assert compared(merged, limit=2).results  # and afterwards it is free again
+
+
+def test_scales_that_differ_by_domain_are_named(compared, adapters, tmp_path):
+    experts = {domain: str(adapters / f"{domain}.lora") for domain in ("math", "code")}
+    output = tmp_path / "by-domain.lora"
+    alpha = {"math": 2.0, "code": 1.0}
+    merge(MergeConfig(experts=experts, alpha=alpha, output=output, steps=1, batch_size=4, max_new_tokens=16, eval=False))
+    found = compared(output, limit=4)
+    assert "merged, α = code 1, math 2" in found.table
+    assert {r.alpha for r in found.results} == {None}
+    assert next(r.parameters for r in found.results if r.method == "exopd") == {"alpha": {"code": 1.0, "math": 2.0}}
 
 
 def test_a_suite_without_validation_questions_leaves_only_untuned_rivals(compared, merged, tmp_path):
