@@ -129,9 +129,10 @@ def check_context(backbone_tokenizer: Any, context: int | None, benchmarks: Sequ
         lengths = prompt_lengths(backbone_tokenizer, [item.prompt for item in benchmark.items], form)
         longest = max(lengths)
         if context is not None and longest + suite.max_new_tokens > context:
+            remedy = "lower --max-new-tokens" if longest < context else "leave the suite out, it is not for this base"
             raise InputError(
                 f"{suite.name}: the question {benchmark.items[lengths.index(longest)].id} has {longest:,} tokens; with "
-                f"--max-new-tokens {suite.max_new_tokens} that is more than the base's context of {context:,}; lower --max-new-tokens"
+                f"--max-new-tokens {suite.max_new_tokens} that is more than the base's context of {context:,}; {remedy}"
             )
 
 

@@ -24,11 +24,11 @@ class Retention:
 
 
 def retentions(document: Document) -> list[Retention]:
-    """One for each benchmark on which base, the domain's own expert and the merge were measured."""
+    """One for each benchmark on which base, the domain's own expert and the merge were measured; none where there is no merge."""
     lines = lines_of(document)
     headline = headline_of(lines)
     base = next((line for line in lines if line.kind == "base"), None)
-    if headline is None or base is None:
+    if headline is None or base is None or headline.kind != "trained":
         return []
     found = []
     for suite in document.suites:

@@ -13,7 +13,7 @@ from gopd_merge.report.verdict import verdict_of
 def terminal_text(document: Document) -> str:
     """The verdict and the tables, aligned."""
     verdict = verdict_of(document)
-    blocks = [f"{verdict.word}: {printable(verdict.sentence)}"]
+    blocks = [f"{verdict.word}: {printable(verdict.sentence)}"] if verdict.status != "none" else []
     for table in _tables(document):
         rows = [[title for title, _ in table.columns], *([cell.text for cell in row.cells] for row in table.rows)]
         blocks.append(f"{table.caption}\n" + columns([["  " + printable(row[0]), *map(printable, row[1:])] for row in rows]))
