@@ -33,7 +33,7 @@ class AnswerFile:
         self.path = path
         self.answers: list[Answer] = []
         self._header: dict[str, Any] = json.loads(json.dumps({**header, "batch_size": batch_size}))
-        if path.exists():
+        if path.exists() and b"\n" in path.read_bytes():  # else it was cut off in its first line
             self._read(batch_size)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ class AnswerFile:
         content = self.path.read_bytes()
         lines = content.split(b"\n")[:-1]  # what follows the last line end was cut off
         try:
-            header = json.loads(lines[0])
+            header = dict(json.loads(lines[0]))
             answers = [Answer(**json.loads(line)) for line in lines[1:]]
         except (IndexError, ValueError, TypeError) as error:
             raise InputError(f"{self.path}: not a file of answers ({error}); remove it, or give --overwrite to ask again") from None
@@ -63,7 +63,7 @@ class AnswerFile:
                     f"{self.path}: answers a run with {key} {there}, this one has {now}; their scores cannot be compared: "
                     "give --overwrite to ask again, or another --output"
                 )
-        total = header["questions"] * header["samples"]
+        total = self._header["questions"] * self._header["samples"]
         whole = len(answers) if len(answers) == total else len(answers) // batch_size * batch_size
         self.answers = answers[:whole]
         kept = sum(len(line) + 1 for line in lines[: whole + 1])

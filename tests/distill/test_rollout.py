@@ -91,3 +91,24 @@ def test_sampled_tokens_have_the_models_probabilities(float_backbone):
     keep = expected >= 1
     assert len(likely) >= 2
     assert chisquare(observed[keep], expected[keep] * observed[keep].sum() / expected[keep].sum()).pvalue > 1e-4
+
+
+def test_a_response_ends_in_its_first_stop_text_and_the_text_ends_before_it(float_backbone, questions):
+    whole = answers(float_backbone, generate(float_backbone, STUDENT, *questions, max_new_tokens=60, temperature=0.0))
+    rollout = generate(float_backbone, STUDENT, *questions, max_new_tokens=60, temperature=0.0, stop=["=", "return"])
+    cut = answers(float_backbone, rollout, ["=", "return"])
+    assert all("=" in text or "return" in text for text in whole.texts)
+    for full, text, length, capped in zip(whole.texts, cut.texts, cut.lengths, cut.capped, strict=True):
+        first = min(position for position in (full.find("="), full.find("return")) if position >= 0)
+        assert text == full[:first]
+        tokens = len(float_backbone.tokenizer(full[: first + 1], add_special_tokens=False)["input_ids"])
+        assert abs(length - tokens) <= 3  # the token that completes the stop text is the last; tokens may straddle its beginning
+        assert not capped
+    assert sum(cut.lengths) < sum(whole.lengths)
+
+
+def test_without_its_stop_text_a_response_is_what_it_was(float_backbone, questions):
+    whole = generate(float_backbone, STUDENT, *questions, max_new_tokens=30, temperature=0.0)
+    same = generate(float_backbone, STUDENT, *questions, max_new_tokens=30, temperature=0.0, stop=["no model writes this"])
+    assert torch.equal(whole.response_mask, same.response_mask)
+    assert answers(float_backbone, whole) == answers(float_backbone, same, ["no model writes this"])

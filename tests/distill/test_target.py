@@ -11,7 +11,7 @@ from gopd_merge.distill import target as target_module
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, expert
 from gopd_merge.distill.objective import ESTIMATORS, reverse_kl
 from gopd_merge.distill.rollout import generate
-from gopd_merge.distill.target import score
+from gopd_merge.distill.target import mean_rewards, score
 from gopd_merge.distill.update import accumulate_gradient, domain_metrics, optimizer_step
 from gopd_merge.experts.base import Base, load_base
 
@@ -267,3 +267,21 @@ def only_math(rollout):
     return type(rollout)(
         rollout.ids[rows], rollout.attention_mask[rows], rollout.response_mask[rows], rollout.capped[rows], ("math",) * len(rows)
     )
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3])
+def test_the_mean_reward_of_a_response_is_that_of_models_loaded_apart(
+    float_backbone, sampled_rollout, load_model, adapters, micro_batch_size
+):
+    found = mean_rewards(float_backbone, sampled_rollout, expert("math"), micro_batch_size)
+    plain, _ = load_model()
+    model = PeftModel.from_pretrained(load_model()[0], adapters / "math.lora").eval()
+    for row, reward in enumerate(found):
+        kept = sampled_rollout.attention_mask[row].bool()
+        ids = sampled_rollout.ids[row][kept].unsqueeze(0)  # without padding
+        length = int(sampled_rollout.response_mask[row].sum())
+        response = ids[0, -length:].unsqueeze(-1)
+        with torch.no_grad():
+            log_probs = [m(input_ids=ids).logits[0, -length - 1 : -1].log_softmax(-1).gather(-1, response) for m in (model, plain)]
+        assert reward == pytest.approx(float((log_probs[0] - log_probs[1]).mean()), abs=1e-4)
+    assert max(map(abs, found)) > 0.01
