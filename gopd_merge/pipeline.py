@@ -99,7 +99,9 @@ def evaluate(
         listener.note(f"{domain}: not measured, no prompts/test.jsonl comes with its adapter")
     if not inputs.test:
         return None
-    setup = Setup(folder / EVALUATION, identity(inputs.base, config.quantize), config.seed, config.batch_size, config.unsafe_exec)
+    setup = Setup(
+        folder / EVALUATION, identity(inputs.base, inputs.experts, config.quantize), config.seed, config.batch_size, config.unsafe_exec
+    )
     average = tune([AVERAGE], inputs.experts, backbone, [], setup, listener)
     seconds = described["seconds"]
     merged = trained(

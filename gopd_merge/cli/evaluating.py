@@ -58,7 +58,7 @@ def report(
     format
         html (one file that needs no network), markdown, json or text
     overwrite
-        replace the file if it exists and was not written by gopd-merge report
+        replace the file that --output names
     """
     from gopd_merge.report.combination import build_report
     from gopd_merge.report.document import json_document, locate

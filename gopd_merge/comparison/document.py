@@ -71,6 +71,7 @@ def _suite(benchmark: Benchmark, validation: Sequence[Benchmark]) -> dict[str, A
         "max_new_tokens": suite.max_new_tokens,
         "stop": list(suite.stop),
         "chat": suite.chat,
+        "system": suite.system,
         "tuned_on": "; ".join(tuned_on) or None,
     }
 

@@ -147,7 +147,7 @@ def _setup(config: EvalConfig, found: Field) -> Setup:
     merge = found.merge_config
     seed = config.seed if config.seed is not None else merge.seed if merge else 0
     batch_size = config.batch_size or (merge.batch_size if merge else 64)
-    return Setup(_folder(config, found), identity(found.base, found.quantize), seed, batch_size, config.unsafe_exec)
+    return Setup(_folder(config, found), identity(found.base, found.experts, found.quantize), seed, batch_size, config.unsafe_exec)
 
 
 def _folder(config: EvalConfig, found: Field) -> Path:

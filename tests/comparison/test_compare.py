@@ -243,6 +243,36 @@ def test_an_evaluation_of_other_settings_or_another_version_of_the_suite_is_not_
     assert {r.k for r in compared(merged, limit=4, samples=2, overwrite=True).results} == {2}
 
 
+def test_the_merges_own_answers_count_and_are_not_asked_again(adapters, tmp_path, monkeypatch):
+    """What `gopd-merge` measured at its end is what `gopd-merge compare` would measure first."""
+    experts = {domain: str(adapters / f"{domain}.lora") for domain in ("math", "code")}
+    output = tmp_path / "merged.lora"
+    short = {"steps": 1, "batch_size": 4, "max_new_tokens": 16, "eval_prompts": 6, "seed": 3}
+    before = merge(MergeConfig(experts=experts, output=output, **short))
+    files = {path: path.read_bytes() for path in (output / "evaluation" / "answers").iterdir()}
+    assert len(files) == 5 * 2
+    from gopd_merge.comparison.run import compare
+    from gopd_merge.eval_config import CompareConfig
+
+    found = compare(CompareConfig(adapters=(str(output),), limit=6, rivals=("average",)), "gopd-merge compare")
+    assert {path: path.read_bytes() for path in (output / "evaluation" / "answers").iterdir()} == files
+    assert found.results == before.results
+
+
+def test_answers_on_another_chat_template_are_not_mixed_in(compared, merged, code_copy, tmp_path):
+    """The base beside copies of the experts, so that it can be changed."""
+    base = code_copy.parent / "tiny-base"
+    target = base.resolve()
+    base.unlink()
+    shutil.copytree(target, base)
+    options = {"experts": {d: str(code_copy.parent / f"{d}.lora") for d in ("math", "code")}, "base": str(base), "limit": 2}
+    compared(merged, **options)
+    template = base / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    with pytest.raises(InputError, match="answers a run with base_digest"):
+        compared(merged, **options)
+
+
 def test_a_change_of_the_questions_is_another_version(compared, merged, tmp_path):
     questions = tmp_path / "mine.jsonl"
     questions.write_text("".join(f'{{"prompt": "{i} + 1", "answer": "{i + 1}", "split": "test"}}\n' for i in range(5)))
