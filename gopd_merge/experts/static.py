@@ -167,7 +167,7 @@ def _grid(**values: tuple[float, ...]) -> tuple[Parameters, ...]:
 
 
 COEFFICIENTS = (0.3, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
-COARSE: dict[str, Any] = {"coefficient": (0.5, 1.0, 1.4, 2.0)}
+COARSE: dict[str, Any] = {"coefficient": (0.5, 1.0, 1.4, 2.0, 2.8)}
 RIVALS = {
     rival.name: rival
     for rival in (
@@ -199,13 +199,13 @@ RIVALS = {
         Rival(
             "svd",
             "Task arithmetic in an adapter as small as an expert, by truncated SVD (Eckart and Young 1936; PEFT's `svd`).",
-            _grid(rank_multiple=(0.5, 1.0), coefficient=(0.7, 1.0, 1.4)),
+            _grid(rank_multiple=(0.5, 1.0), coefficient=(0.7, 1.0, 1.4, 1.8)),
             svd,
         ),
         Rival(
             "expo",
             "The average extrapolated beyond itself, away from the base (Zheng et al. 2025, arXiv 2404.16792).",
-            _grid(factor=(1.25, 1.5, 2.0, 2.5, 3.0)),
+            _grid(factor=(1.25, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)),
             expo,
         ),
     )
