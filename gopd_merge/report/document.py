@@ -77,6 +77,7 @@ class Method(Part):
     kind: str  # base, expert, static or trained
     parameters: dict[str, Any] | None = None
     alpha: float | None = None
+    lost: float | None = None  # share of a merge's squared norm that does not fit into an adapter
     sha256: str | None = None
     adapter: str | None = None
     cost: Cost | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gopd_merge.report.document import Document, Key
+from gopd_merge.report.document import Document, Key, Tuned
 from gopd_merge.report.lines import (
     Interval,
     Line,
@@ -47,10 +47,13 @@ class Table:
     caption: str
     columns: Sequence[tuple[str, bool]]
     rows: Sequence[Row]
+    remark: str | None = None
 
     @property
     def note(self) -> str | None:
-        """What an asterisk means, where there is one."""
+        """The remark, or what an asterisk means where there is one."""
+        if self.remark:
+            return self.remark
         starred = any(cell.text.endswith(NOT_PAIRED) for row in self.rows for cell in row.cells)
         return "* not paired: out of the intervals of both scores" if starred else None
 
@@ -208,10 +211,23 @@ def tuning_tables(document: Document) -> list[tuple[str, Table]]:
             rows.append(Row([Cell(text), *scores, Cell(word)], bool(chosen)))
         counts = ", ".join(f"{points_n:,} {document.title(key)}" for key, points_n in {(t.suite, t.domain): t.n for t in points}.items())
         columns = [("coefficients", False), *((unit_title(document, key), True) for key in keys), ("choice", False)]
-        found.append(
-            (labels.get(method, method), Table(f"Validation scores of {labels.get(method, method)} (questions: {counts})", columns, rows))
+        label, lost = labels.get(method, method), next((m.lost for m in document.methods if m.method == method), None)
+        note = " ".join(
+            [*_edge_notes(points), *([f"{lost:.1%} of its squared norm does not fit into an adapter of its rank."] if lost else [])]
         )
+        found.append((label, Table(f"Validation scores of {label} (questions: {counts})", columns, rows, note or None)))
     return found
+
+
+def _edge_notes(points: Sequence[Tuned]) -> list[str]:
+    """Where the chosen value is the last of those tried, one beyond it might be better: the rival may be worth more than is shown."""
+    notes = []
+    for name in dict.fromkeys(name for point in points for name in point.parameters):
+        tried = [point.parameters[name] for point in points]
+        chosen = {point.parameters[name] for point in points if point.chosen}
+        if len(set(tried)) > 1 and chosen & {min(tried), max(tried)} and not (name == "density" and max(chosen) == 1):
+            notes.append(f"The chosen {name.replace('_', ' ')} is at the edge of what was tried: a wider grid might find a better one.")
+    return notes
 
 
 def unit_title(document: Document, key: Key) -> str:

@@ -10,8 +10,9 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from gopd_merge.report import plots, training
-from gopd_merge.report.document import read_document
+from gopd_merge.report.document import Tuned, read_document
 from gopd_merge.report.page import SECTIONS, html_page, visible
+from gopd_merge.report.tables import tuning_tables
 
 RGB = "rgb(1, 2, 3)"
 
@@ -105,3 +106,18 @@ def test_without_a_report_neither_torch_nor_plotly_nor_jinja_is_imported():
     for module, expected in (("terminal", ""), ("page", "pydantic"), ("text", "pydantic"), ("combination", "pydantic")):
         found = subprocess.run([sys.executable, "-c", code.format(module)], capture_output=True, text=True, check=True).stdout
         assert found.strip() == expected
+
+
+def test_a_rival_chosen_at_the_edge_of_its_grid_is_said_to_be_so(document):
+    grid = [(0.5, 0.4), (1.0, 0.5), (1.5, 0.6)]
+
+    def note(best):
+        points = [
+            Tuned(method="ties", parameters={"coefficient": c, "density": 1.0}, suite="own", domain="math", n=9, score=s, chosen=c == best)
+            for c, s in grid
+        ]
+        ((_, table),) = tuning_tables(document.model_copy(update={"tuning": tuple(points)}))
+        return table.note
+
+    assert note(1.0) is None
+    assert note(1.5) == "The chosen coefficient is at the edge of what was tried: a wider grid might find a better one."
