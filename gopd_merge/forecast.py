@@ -21,6 +21,7 @@ from gopd_merge.report.terminal import byte_text
 
 CUDA_CONTEXT = 500 << 20  # bytes that a process takes on a GPU before its first tensor: an allowance
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+GRADERS = 110 << 20  # bytes of the libraries that are imported when the first answer is graded, as seen on CPython 3.11
 HEAP_KEEPS = 3.0  # times the need: what a process was seen to hold at most (eval/results/memory.json)
 SMALLEST_CHUNK = 64  # tokens
 
@@ -184,7 +185,7 @@ class Forecast:
         phases = {"rollout": shape.rollout(sizes), "score": shape.score(sizes), "update": shape.update(sizes, ESTIMATORS[config.estimator])}
         if self.work.evaluated_answers:
             answers = shape.rollout(replace(sizes, prompt_tokens=self.work.longest_test_prompt))
-            phases["evaluate"] = answers + shape.experts  # the exact average is an adapter of that size
+            phases["evaluate"] = answers + shape.experts + GRADERS  # the exact average is an adapter of the size of the experts
         if self.device == "cpu":  # the file is mapped while it is read
             phases["load"] = self.inputs.base.weight_bytes
         return replace(memory, phases=phases)

@@ -83,12 +83,12 @@ class Verdict:
 def run_programs(
     programs: Sequence[Program], limits: Limits | None = None, workers: int | None = None, unsafe: bool = False
 ) -> list[Verdict]:
-    """The verdicts in the order of the programs, `workers` at once (default: two a core, since starting a sandbox is mostly waiting).
+    """The verdicts in the order of the programs, `workers` at once (default: one a core).
 
     Raises InputError where there is no sandbox, unless `unsafe`.
     """
     check_sandbox(unsafe)
-    workers = min(workers or 2 * (os.cpu_count() or 1), len(programs))
+    workers = min(workers or os.cpu_count() or 1, len(programs))
     if not programs:
         return []
     verdicts: dict[int, Verdict] = {}
