@@ -24,7 +24,7 @@ from gopd_merge.evaluate.judge import Judge
 from gopd_merge.evaluate.sandbox import check_sandbox
 from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark, Suite, load_benchmarks, read_suite, tuning_suite
 from gopd_merge.experts.base import context_length, load_tokenizer
-from gopd_merge.plan import MANIFEST, read_inputs
+from gopd_merge.plan import MANIFEST, Inputs, read_inputs
 from gopd_merge.report.progress import Silent
 
 EVALUATION = "evaluation"
@@ -46,16 +46,21 @@ def compare(config: EvalConfig, command: str, listener: Listener | None = None) 
     if any(benchmark.metric == "code_tests" for benchmark in (*test, *validation)):
         check_sandbox(config.unsafe_exec)
     check_context(load_tokenizer(found.base), context_length(found.base), [*test, *validation])
+    given = [entry.contender(isinstance(config, CompareConfig)) for entry in found.entries]
+    _check_different(given)
     judge = _judge(config, test)
     setup = _setup(config, found)
+    opd = _opd_training(config, found, setup.folder)
     with _alone(setup.folder, config.overwrite):
-        return _measure(config, command, found, test, validation, judge, setup, listener)
+        return _measure(config, command, found, given, opd, test, validation, judge, setup, listener)
 
 
 def _measure(
     config: EvalConfig,
     command: str,
     found: Field,
+    given: Sequence[Contender],
+    opd: tuple[MergeConfig, Inputs] | None,
     test: Sequence[Benchmark],
     validation: Sequence[Benchmark],
     judge: Judge | None,
@@ -66,7 +71,7 @@ def _measure(
     clock = Clock()
     listener.phase("loading the base")
     with clock.measure("load"):
-        experts = found.experts or (found.entries[0].adapter,)
+        experts = found.asked  # an open-ended domain is scored by its own
         targets = sorted({target for one in experts for target in one.targets})
         backbone = load_roles(found.base, experts, found.quantize, config.device, max(one.rank for one in experts), targets, setup.seed)
     contenders, tuned = [BASE], list[Tuned]()
@@ -75,11 +80,10 @@ def _measure(
         with clock.measure("tune"):
             tuned = tune(config.rivals, found.experts, backbone, validation, setup, listener)
         contenders += [one.contender for one in tuned]
-        if OPD in config.rivals:
+        if opd:
             with clock.measure("train"):
-                contenders += _opd(found, backbone, setup.folder, listener)
-    contenders += [entry.contender(isinstance(config, CompareConfig)) for entry in found.entries]
-    _check_different(contenders)
+                contenders.append(_opd(*opd, backbone, listener))
+    contenders += given
     with clock.measure("answer"):
         lineup = line_up(measure_all(backbone, contenders, test, setup, listener), tuned, validation)
     with clock.measure("judge"):
@@ -182,31 +186,35 @@ def _alone(folder: Path, overwrite: bool) -> Iterator[None]:
         lock.release()
 
 
-def _opd(found: Field, backbone: Backbone, folder: Path, listener: Listener) -> list[Contender]:
-    """The first merge's own training with α = 1, on the base that is loaded; one that is there already is taken. None if it is that."""
-    first = next((entry for entry in found.entries if entry.manifest is not None), None)
-    if first is None:
-        raise InputError(
-            f"{found.entries[0].adapter.name}: has no {MANIFEST} with the options to train α = 1 with; leave opd out of --rivals"
-        )
-    if any(entry.manifest is not None and entry.contender(True).method == OPD for entry in found.entries):
-        return []
-    output = folder / "opd.lora"
+def _opd_training(config: EvalConfig, found: Field, folder: Path) -> tuple[MergeConfig, Inputs] | None:
+    """The first merge's own training with α = 1, if that is asked for and not among what was given. Raises InputError."""
+    merges = [entry for entry in found.entries if entry.manifest is not None]
+    if not isinstance(config, CompareConfig) or OPD not in config.rivals or any(m.contender(True).method == OPD for m in merges):
+        return None
+    if not merges:
+        name = found.entries[0].adapter.name
+        raise InputError(f"{name}: has no {MANIFEST} with the options to train α = 1 with; leave opd out of --rivals")
     experts = {e.domain: str(e.path) for e in found.experts}
-    config = first.config.model_copy(update={"alpha": 1.0, "output": output, "experts": experts, "eval": False})
+    changed = {"alpha": 1.0, "output": folder / "opd.lora", "experts": experts, "base": config.base or merges[0].config.base, "eval": False}
+    training = merges[0].config.model_copy(update=changed)
+    return training, read_inputs(training)
+
+
+def _opd(training: MergeConfig, inputs: Inputs, backbone: Backbone, listener: Listener) -> Contender:
+    """Trained on the base that is loaded; one that is there already is taken. Raises InputError where that is another training."""
+    output = training.output
     if not (output / MANIFEST).is_file():
         listener.phase("training with α = 1")
-        inputs = read_inputs(config)
         clock = Clock()
         backbone.remove(STUDENT)
-        backbone.add_student(inputs.lora_rank, inputs.targets, config.seed)
+        backbone.add_student(inputs.lora_rank, inputs.targets, training.seed)
         with artefacts.new_folder(output, overwrite=False) as partial:
-            used, metrics, tokens = train_student(backbone, config, inputs, partial, clock, listener)
+            used, metrics, tokens = train_student(backbone, training, inputs, partial, clock, listener)
             written = manifest(used, inputs, metrics) | {"seconds": clock.rounded(), "tokens": tokens}
             artefacts.write_json(partial / MANIFEST, written)
     entry = read_entry(str(output))
-    _check_same_training(first.config, entry)
-    return [entry.contender(True)]
+    _check_same_training(training, entry)
+    return entry.contender(True)
 
 
 def _check_same_training(config: MergeConfig, opd: Entry) -> None:
@@ -219,9 +227,10 @@ def _check_same_training(config: MergeConfig, opd: Entry) -> None:
             )
 
 
-def _check_different(contenders: Sequence[Contender]) -> None:
+def _check_different(given: Sequence[Contender]) -> None:
+    """Raises InputError for two adapters that would be one row."""
     seen: dict[str, Contender] = {}
-    for one in contenders:
+    for one in given:
         other = seen.setdefault(one.slug, one)
         if other is not one:
             raise InputError(f"{other.name} and {one.name} are both {one.slug}; give adapters that differ in α or seed, each once")

@@ -58,13 +58,12 @@ def tune(
     return [_tuned(Builder(RIVALS[name], updates), backbone, validation, setup, listener) for name in names]
 
 
+@dataclass(frozen=True, eq=False)
 class Builder:
     """Builds a rival at any point of its grid, one point's work serving for all that differ in the coefficient alone."""
 
-    def __init__(self, rival: Rival, experts: list[Updates]) -> None:
-        self.rival = rival
-        self._experts = experts
-        self._unscaled = functools.lru_cache(maxsize=1)(self._build)  # one: it may be as large as the base
+    rival: Rival
+    experts: list[Updates]
 
     def contender(self, parameters: Parameters) -> Contender:
         """The rival with these parameters, to be built when it answers."""
@@ -74,12 +73,14 @@ class Builder:
         """The merge: every coefficient multiplies the whole of it."""
         coefficient = parameters.get("coefficient")
         if coefficient is None:
-            return self.rival.build(self._experts, parameters)
-        one = self._unscaled(tuple(sorted((parameters | {"coefficient": 1.0}).items())))
+            return self.rival.build(self.experts, parameters)
+        one = _unscaled(self, tuple(sorted((parameters | {"coefficient": 1.0}).items())))
         return Merged({module: Update(update.a, update.b * coefficient) for module, update in one.updates.items()}, one.lost)
 
-    def _build(self, parameters: tuple[tuple[str, float], ...]) -> Merged:
-        return self.rival.build(self._experts, dict(parameters))
+
+@functools.lru_cache(maxsize=1)  # one of all rivals: it may be as large as the base
+def _unscaled(builder: Builder, parameters: tuple[tuple[str, float], ...]) -> Merged:
+    return builder.rival.build(builder.experts, dict(parameters))
 
 
 def _tuned(builder: Builder, backbone: Backbone, validation: Sequence[Benchmark], setup: Setup, listener: Listener) -> Tuned:

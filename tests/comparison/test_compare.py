@@ -153,6 +153,12 @@ def test_opd_is_trained_on_the_loaded_base_and_is_the_merge_with_alpha_one(compa
     assert (trained / "merge.json").stat().st_mtime_ns == written  # not trained again
 
 
+def test_opd_is_refused_at_once_where_no_merge_says_how_to_train_it(compared, adapters):
+    experts = {domain: str(adapters / f"{domain}.lora") for domain in ("math", "code")}
+    with pytest.raises(InputError, match=r"has no merge\.json with the options to train α = 1"):
+        compared(adapters / "math.lora", experts=experts, rivals=["opd"])
+
+
 def test_adapters_without_a_merge_are_measured_beside_the_base(run_cli, code_copy):
     done = run_cli("eval", "adapters/math.lora", "adapters/code.lora", "--limit", "4", "--json", "--quiet", "--output", "out")
     assert done.returncode == 0, done.stderr

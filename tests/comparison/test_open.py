@@ -7,7 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from scipy.stats import binomtest
 
+from gopd_merge.comparison.run import compare
+from gopd_merge.config import checked
 from gopd_merge.errors import GopdError, InputError
+from gopd_merge.eval_config import EvalConfig
 from gopd_merge.evaluate import judge as judging
 from gopd_merge.evaluate.judge import Judge, judge_pairs
 
@@ -148,3 +151,11 @@ def test_an_open_domain_is_scored_by_its_expert_and_judged(compared, merged, ser
     assert found.document["judge"] == {"model": "stand-in", "pairs": 80, "swayed": 0, "unreadable": 0}
     assert server.url not in json.dumps(found.document["judge"])
     assert "judged" in found.table
+
+
+def test_single_adapters_are_scored_in_each_others_open_domains(adapters, tmp_path):
+    options = {"adapters": [str(adapters / f"{d}.lora") for d in ("math", "code")], "suite": ["open"], "limit": 6, "max_new_tokens": 24}
+    found = compare(checked(EvalConfig, {**options, "output": tmp_path / "out"}), "gopd-merge eval")
+    score = {(r.method, r.domain): r.score for r in found.results}
+    assert score["expert:math", "math"] > score["expert:code", "math"]
+    assert score["expert:code", "code"] > score["expert:math", "code"]
