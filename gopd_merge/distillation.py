@@ -1,6 +1,7 @@
 """The distillation itself: one base with all roles on it, the loop in which the student answers and its teachers score, and its result."""
 
 import ctypes
+import re
 import resource
 import sys
 import time
@@ -152,6 +153,10 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the GPU's peak allocation, or on CPU the largest resident size of the process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":  # getrusage would count what the process that started this one held
+        held = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if held:
+            return int(held[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -69,6 +69,8 @@ def test_imports_point_down():
     seen = 0
     for path in PACKAGE.rglob("*.py"):
         source = place(path)
+        if source.split(".")[0] == "metrics":
+            continue  # an installed package has those of eval/metrics there, which users load and nothing here imports
         for name, _ in imports(path):
             if not name.startswith("gopd_merge.") or name == "gopd_merge.__version__":
                 continue

@@ -24,14 +24,17 @@ class Lineup:
     tuned: Sequence[Tuned]
 
     def against(self, benchmark: Benchmark) -> dict[str, Seeds]:
-        """The headline's rivals on a benchmark: the domain's own expert, or the one that is best there, and those of all benchmarks."""
+        """The headline's rivals on a benchmark: the expert that is best there, which is not always the domain's own, and those of all.
+
+        It is the best by the very test scores: that can only favour the rival.
+        """
         key = key_of(benchmark)
 
         def score(expert: Seeds) -> float:
             return sum(answer.score for answer in expert[0].answers[key])
 
-        experts = [self.experts[benchmark.domain]] if benchmark.domain in self.experts else list(self.experts.values())
-        return {**({"best expert": max(experts, key=score)} if experts else {}), **self.rivals}
+        experts = {"best expert": max(self.experts.values(), key=score)} if self.experts else {}
+        return {**experts, **self.rivals}
 
 
 def line_up(measured: Sequence[Measured], tuned: Sequence[Tuned], validation: Sequence[Benchmark]) -> Lineup:
