@@ -1,5 +1,6 @@
 """`gopd-merge` and `gopd-merge plan`: the merge, and what it will take."""
 
+import shlex
 from json import dumps as dump_json
 from pathlib import Path
 from typing import Any
@@ -77,4 +78,6 @@ def _kept(output: Path) -> str:
 
 
 def _summary(table: str, config: MergeConfig) -> str:
-    return f"{table}\n\n{config.output} written and verified".lstrip()
+    written = f"{config.output} written and verified"
+    name = shlex.quote(str(config.output))
+    return f"{table}\n\n{written}\ntuned rivals: gopd-merge compare {name} · report: gopd-merge report {name}" if table else written
