@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from gopd_merge import artefacts
-from gopd_merge.comparison.concluding import RESULTS, Evaluation, conclude
+from gopd_merge.comparison.concluding import Evaluation, conclude
 from gopd_merge.comparison.contenders import BASE, of_experts, trained
 from gopd_merge.comparison.lineup import line_up
 from gopd_merge.comparison.measuring import Setup, identity, measure_all
-from gopd_merge.comparison.run import EVALUATION
 from gopd_merge.comparison.tuning import tune
 from gopd_merge.config import MergeConfig
 from gopd_merge.distill.backbone import STUDENT, Backbone
@@ -22,6 +21,7 @@ from gopd_merge.experts.tensor_file import file_sha256
 from gopd_merge.forecast import Forecast
 from gopd_merge.plan import MANIFEST, Inputs, check_output, read_inputs
 from gopd_merge.report.card import card_text
+from gopd_merge.report.document import EVALUATION, RESULTS
 from gopd_merge.report.progress import Silent
 
 AVERAGE = "average"

@@ -52,6 +52,7 @@ def build_app() -> App:
         """Measure a merge against its experts and against rivals that are tuned on validation questions: is it really better?"""
         evaluating.evaluate(CompareConfig, adapters, options)
 
+    # Functions have a __signature__ that type checkers do not know of; the flags are read off it.
     run.__signature__ = signature(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN)  # type: ignore[attr-defined]
     plan.__signature__ = signature(MergeConfig, CONFIG, JSON, CALIBRATE)  # type: ignore[attr-defined]
     evaluate.__signature__ = signature(EvalConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]

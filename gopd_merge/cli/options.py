@@ -23,7 +23,7 @@ def signature(model: type[BaseModel], *flags: Flag, arguments: str = "") -> insp
     """One parameter per field of the config, the field `arguments` without a flag, and the flags."""
     parameters = []
     for name, field in model.model_fields.items():
-        extra: dict[str, Any] = field.json_schema_extra  # type: ignore[assignment]
+        extra: dict[str, Any] = field.json_schema_extra  # type: ignore[assignment] # option() gives every field one
         if name == arguments:
             described = Parameter(help=field.description, group=GROUPS[extra["group"]], allow_leading_hyphen=False)
             parameters.append(inspect.Parameter(name, inspect.Parameter.VAR_POSITIONAL, annotation=Annotated[str, described]))

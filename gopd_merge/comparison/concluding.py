@@ -11,10 +11,8 @@ from gopd_merge.comparison.lineup import Lineup
 from gopd_merge.comparison.measuring import Setup, result, scores
 from gopd_merge.evaluate.statistics import Comparison, Result, paired, with_holm
 from gopd_merge.evaluate.suites import Benchmark
-from gopd_merge.report.document import checked_document
+from gopd_merge.report.document import RESULTS, checked_document
 from gopd_merge.report.text import markdown_text, terminal_text
-
-RESULTS = "results.json"
 
 
 @dataclass(frozen=True)

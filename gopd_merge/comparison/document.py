@@ -12,9 +12,9 @@ from gopd_merge.comparison.tuning import Tuned
 from gopd_merge.distillation import METRICS
 from gopd_merge.evaluate.statistics import Comparison, Result
 from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark
+from gopd_merge.report.document import KIND, SCHEMA
 from gopd_merge.report.terminal import label_of
 
-SCHEMA, KIND = 1, "comparison"
 SAMPLES = 24  # questions of each benchmark that are shown with their answers
 LONGEST = 10_000  # characters of an answer that are kept there; the whole is in answers/
 

@@ -9,7 +9,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gopd_merge import artefacts
-from gopd_merge.comparison.concluding import RESULTS, Evaluation, conclude
+from gopd_merge.comparison.concluding import Evaluation, conclude
 from gopd_merge.comparison.contenders import BASE, Contender, Entry, Field, of_experts, read_entry, read_field
 from gopd_merge.comparison.judging import JUDGED, judge_all
 from gopd_merge.comparison.lineup import line_up
@@ -25,9 +25,8 @@ from gopd_merge.evaluate.sandbox import check_sandbox
 from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark, Suite, load_benchmarks, read_suite, tuning_suite
 from gopd_merge.experts.base import context_length, load_tokenizer
 from gopd_merge.plan import MANIFEST, Inputs, read_inputs
+from gopd_merge.report.document import EVALUATION, RESULTS
 from gopd_merge.report.progress import Silent
-
-EVALUATION = "evaluation"
 
 
 def compare(config: EvalConfig, command: str, listener: Listener | None = None) -> Evaluation:

@@ -175,7 +175,7 @@ def judge(control: socket.socket) -> None:
         nonce, job = decode(read_exactly(0, size))
         if "numpy" in job[2]:
             with contextlib.suppress(ImportError):
-                import numpy as np  # noqa: F401
+                import numpy as np  # noqa: F401 - in the parent, so that each fork finds it imported
         calls, replies, verdict = descriptors
         if os.fork() == 0:
             os.closerange(0, 1)

@@ -64,12 +64,12 @@ class Comparison:
     @property
     def better(self) -> bool:
         """Whether more than chance speaks for the method: by the interval and by the corrected test."""
-        return self.low > 0 and self.p_holm < 1 - CONFIDENCE
+        return is_better(self.low, self.p_holm)
 
     @property
     def worse(self) -> bool:
         """Whether more than chance speaks against the method."""
-        return self.high < 0 and self.p_holm < 1 - CONFIDENCE
+        return is_better(-self.high, self.p_holm)
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,11 @@ def summarise(scores: Scores) -> Estimate:
         low, high = bootstrap_interval(scores.by_question)
     seed_sd = float(scores.values.mean(axis=(1, 2)).std(ddof=1)) if seeds > 1 else None
     return Estimate(score, low, high, seed_sd, n, k)
+
+
+def is_better(low: float, p_holm: float) -> bool:
+    """The one rule for the word: the interval of the difference, from `low` on, excludes zero, and so does the corrected test."""
+    return low > 0 and p_holm < 1 - CONFIDENCE
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:

@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gopd_merge.errors import InputError
+from gopd_merge.evaluate.statistics import is_better
 
-SCHEMA = 1
-PLACE = Path("evaluation") / "results.json"  # inside the folder of a merged adapter
+SCHEMA, KIND = 1, "comparison"
+EVALUATION, RESULTS = "evaluation", "results.json"  # a folder in that of a merged adapter, and the file in it
 AGAIN = "write it again with gopd-merge compare"
-SIGNIFICANT = 0.05
 
 Key = tuple[str, str]  # (suite, domain): one benchmark
 
@@ -141,12 +141,12 @@ class ComparisonRow(Part):
     @property
     def better(self) -> bool:
         """Whether the interval is above zero and chance is unlikely after Holm's correction."""
-        return self.low > 0 and self.p_holm < SIGNIFICANT
+        return is_better(self.low, self.p_holm)
 
     @property
     def worse(self) -> bool:
         """The same below zero."""
-        return self.high < 0 and self.p_holm < SIGNIFICANT
+        return is_better(-self.high, self.p_holm)
 
 
 class Tuned(Part):
@@ -247,14 +247,14 @@ def locate(path: Path) -> Path:
     """The results of a run: the file itself, or where they are in the folder of a merge or of an evaluation."""
     if not path.is_dir():
         return path
-    return path / PLACE.name if (path / PLACE.name).is_file() else path / PLACE
+    return path / RESULTS if (path / RESULTS).is_file() else path / EVALUATION / RESULTS
 
 
 def checked_document(data: Any, path: Path) -> Document:
     """The comparison that JSON holds; `path` is named where it does not. Raises InputError as `read_document`."""
     found = data.get("kind") if isinstance(data, dict) else type(data).__name__
-    if found != "comparison":
-        raise InputError(f"{path}: its kind is {found!r}, expected 'comparison'; name the results.json that gopd-merge compare wrote")
+    if found != KIND:
+        raise InputError(f"{path}: its kind is {found!r}, expected {KIND!r}; name the results.json that gopd-merge compare wrote")
     schema = data.get("schema")
     if isinstance(schema, int) and schema > SCHEMA:
         raise InputError(f"{path}: schema {schema}, this program reads up to {SCHEMA}; update gopd-merge")
