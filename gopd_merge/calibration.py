@@ -3,6 +3,7 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from gopd_merge.casting import assembled
 from gopd_merge.config import MergeConfig
 from gopd_merge.distillation import Clock, distill, give_back_freed_memory, load_backbone
 from gopd_merge.forecast import Forecast
@@ -22,7 +23,8 @@ def calibrate(config: MergeConfig, inputs: Inputs, forecast: Forecast) -> dict[s
     with TemporaryDirectory() as folder:
         for seed, steps, used in ((config.seed + 1, 1, warm_up), (config.seed, STEPS, clock)):
             few = config.model_copy(update={"steps": steps, "learning_rate": 1e-9, "seed": seed})  # the student stays as it is
-            distill(backbone, few, inputs, Path(folder) / "metrics.jsonl", used, Silent())
+            with assembled(backbone, few, inputs, Silent().note) as cast:
+                distill(cast, few, inputs, Path(folder) / "metrics.jsonl", used, Silent())
     step = {phase: clock.seconds[phase] / STEPS for phase in ("rollout", "score", "update")}
     answer = step["rollout"] / config.prompts_per_step
     seconds = {phase: value * config.steps for phase, value in step.items()}

@@ -12,11 +12,18 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from gopd_merge.consistency import AUTO, COPYING, contradiction
 from gopd_merge.errors import InputError
 
 HUB_REVISION = re.compile(r"^([\w.-]+/[\w.-]+)@.*")
 DOMAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 Config = TypeVar("Config", bound=BaseModel)
+BASE, TEACHER_BASE = "base", "teacher-base"
+REFERENCES = (BASE, TEACHER_BASE, "teacher", "student-start")  # the words for --reference; anything else is a folder
+METHOD_OPTIONS = (
+    *("estimator", "top_k", "reference", "kl_reference", "alpha_from", "adaptive", "alpha_max", "bound", "deterministic"),
+    *("rotate", "weights", "start", "balance", "teacher_base"),
+)
 
 
 def option(default: Any, help: str, group: str, cli_type: Any = None, **checks: Any) -> Any:
@@ -40,17 +47,79 @@ class MergeConfig(BaseModel):
         "What to merge",
         list[str],
     )
-    alpha: float | dict[str, float] = option(
+    alpha: float | dict[str, float] | Literal["auto"] = option(
         1.25,
-        "reward scale: 0 = base, 1 = the experts, above 1 = beyond them; one NUMBER, or DOMAIN=NUMBER each",
+        "reward scale: 0 = base, 1 = the experts, above 1 = beyond them; one NUMBER, or DOMAIN=NUMBER each, or auto: gopd-merge probe "
+        "measures the target on validation questions first and chooses",
         "What to merge",
         list[str],
     )
     base: str | None = option(None, "folder or Hub id of the base model (default: the one that the experts name)", "What to merge")
+    teacher_base: str | None = option(
+        None,
+        "strong to weak: the larger base that the experts are on; the merged adapter is for --base, with the same tokenizer",
+        "What to merge",
+    )
     prompts: dict[str, str] = option(
         {}, "training prompts, DOMAIN=FILE.jsonl each (default: prompts/train.jsonl in the adapter's folder)", "What to merge", list[str]
     )
     allow_noop: bool = option(False, "take an expert that changes nothing (every lora_B zero)", "What to merge")
+
+    method: Literal["exopd", "opd", "seqkd", "sft", "rkl", "alternate"] = option(
+        "exopd",
+        "exopd; or what it is compared with: opd = α 1, seqkd = learn the experts' own answers by heart, sft = the `response` of each "
+        "prompt, rkl = the experts answer instead of the student, alternate = one domain after the other",
+        "Method",
+    )
+    estimator: Literal["full", "sampled", "topk", "forward", "hidden"] = option(
+        "full",
+        "loss: full = exact reverse KL over the vocabulary, sampled = the paper's policy gradient on the sampled token, topk = the "
+        "target's likeliest tokens and one bucket for the rest, forward = KL(target, student), hidden = distance of hidden states (experimental)",
+        "Method",
+    )
+    top_k: int = option(64, "tokens that --estimator topk looks at (a remote teacher's server may allow fewer)", "Method", ge=1)
+    reference: str | None = option(
+        None,
+        "what a teacher's reward is measured against: base, teacher-base, teacher (α cancels: plain OPD), student-start, or an adapter's "
+        "or model's folder (default: the base that the experts are on)",
+        "Method",
+    )
+    kl_reference: str | None = option(None, "what the student is kept close to, same choices (default: the same as --reference)", "Method")
+
+    alpha_from: float | None = option(
+        None, "begin with this reward scale and go in a line to --alpha at the last step", "Reward scale", ge=0
+    )
+    adaptive: Literal["none", "token", "run"] = option(
+        "none",
+        "token: extrapolate each token as far as teacher and reference disagree on it; run: raise α from --alpha while entropy, length and "
+        "reward are calm, lower it when they are not",
+        "Reward scale",
+    )
+    alpha_max: float = option(3.0, "the highest that --adaptive run goes", "Reward scale", ge=1)
+    bound: float | None = option(
+        None, "clip log(teacher/reference) of every token of the vocabulary to this, in nats", "Reward scale", gt=0
+    )
+    deterministic: float | None = option(
+        None, "α is at most 1 where the teacher gives one token more than this probability, such as 0.99", "Reward scale", gt=0, lt=1
+    )
+
+    rotate: Literal["prompt", "step", "all"] = option(
+        "prompt",
+        "who teaches: prompt = each prompt's own expert, all domains in every batch; step = one expert and its domain a step; all = every "
+        "expert on every prompt (a product of experts)",
+        "Teachers",
+    )
+    weights: dict[str, float] = option(
+        {}, "how much of each expert, DOMAIN=NUMBER each: α is multiplied by it (default: 1 each)", "Teachers", list[str]
+    )
+    start: str = option(
+        "none",
+        "where the student begins: none = at the base, a static merge (average, task_arithmetic, ties, dare_ties, sce, svd, expo) or a "
+        "merged adapter's folder",
+        "Teachers",
+    )
+    balance: bool = option(False, "rescale each domain's gradient to their mean norm, so that no teacher drowns the others", "Teachers")
+
     output: Path = option(Path("merged.lora"), "folder to write the merged adapter to", "Output")
     overwrite: bool = option(False, "replace the output folder if it exists", "Output")
     eval: bool = option(True, "measure base, experts, average and the merge at the end", "Output")
@@ -70,9 +139,6 @@ class MergeConfig(BaseModel):
     max_grad_norm: float = option(1.0, "gradient norm above which a step is scaled down", "Training", gt=0)
     lora_rank: int | None = option(
         None, "rank of the merged adapter (default: the largest rank among the experts)", "Training", ge=1, le=4096
-    )
-    estimator: Literal["full", "sampled"] = option(
-        "full", "loss: full = exact KL over the vocabulary, sampled = the paper's policy gradient on the sampled token", "Training"
     )
     seed: int = option(0, "seed of prompts, sampling and the fresh adapter", "Training", ge=0, lt=2**31)
 
@@ -106,7 +172,20 @@ class MergeConfig(BaseModel):
             value = value[0] if len(value) == 1 and "=" not in str(value[0]) else pairs("--alpha", value)
         if isinstance(value, Mapping):
             return {domain: _number(number, f"{domain}=") for domain, number in value.items()}
-        return _number(value)
+        return AUTO if value == AUTO else _number(value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alpha_of_method(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("method") in COPYING:
+            return {"alpha": 1.0, **values}
+        return values
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _weights(cls, value: Any) -> Any:
+        given = value if isinstance(value, Mapping) else pairs("--weights", value)
+        return {domain: _number(number, f"{domain}=", "--weights") for domain, number in given.items()}
 
     @field_validator("prompts", mode="before")
     @classmethod
@@ -129,8 +208,8 @@ class MergeConfig(BaseModel):
         if not self.experts:
             raise ValueError("experts: none given; name at least one LoRA adapter: --experts math.lora code.lora")
         named = " and ".join(self.experts)
-        for flag, domains in (("--prompts", self.prompts), ("--alpha", self.alpha if isinstance(self.alpha, dict) else {})):
-            for domain in domains:
+        for flag, given in (("--prompts", self.prompts), ("--weights", self.weights), ("--alpha", self.alpha)):
+            for domain in given if isinstance(given, dict) else ():
                 if domain not in self.experts:
                     raise ValueError(f"{flag} names the domain {domain}, but the experts are {named}; use one of those")
         if isinstance(self.alpha, dict) and (missing := [d for d in self.experts if d not in self.alpha]):
@@ -138,6 +217,8 @@ class MergeConfig(BaseModel):
         count = len(self.experts)
         if self.batch_size < count:
             raise ValueError(f"--batch-size {self.batch_size} leaves no prompt for some of the {count} experts; use {count} or more")
+        if problem := contradiction(self):
+            raise ValueError(problem)
         return self
 
     @property
@@ -151,17 +232,24 @@ class MergeConfig(BaseModel):
         return self.batch_size // len(self.experts) * len(self.experts)
 
     def alpha_of(self, domain: str) -> float:
-        """λ of a domain. A domain without one is an error, never a default (raises KeyError)."""
-        return self.alpha[domain] if isinstance(self.alpha, dict) else self.alpha
+        """λ of a domain. A domain without one is an error, never a default (raises KeyError), and so is one not chosen yet."""
+        if self.alpha == AUTO:
+            raise KeyError(f"α of {domain} is not chosen yet")
+        return self.alpha[domain] if isinstance(self.alpha, dict) else float(self.alpha)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The options of the method that are not the defaults: what makes this merge another method than the default one."""
+        return {name: getattr(self, name) for name in METHOD_OPTIONS if getattr(self, name) != type(self).model_fields[name].default}
 
 
-def _number(value: Any, label: str = "") -> float:
+def _number(value: Any, label: str = "", flag: str = "--alpha") -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"--alpha {label}{value} is not a number; expected 0 or more, such as 1.25") from None
+        raise ValueError(f"{flag} {label}{value} is not a number; expected 0 or more, such as 1.25") from None
     if not math.isfinite(number) or number < 0:
-        raise ValueError(f"--alpha {label}{value} must be finite and 0 or more; 1 copies the experts, 2 goes as far again")
+        raise ValueError(f"{flag} {label}{value} must be finite and 0 or more; 1 copies the experts, 2 goes as far again")
     return number
 
 

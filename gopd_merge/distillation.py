@@ -14,17 +14,31 @@ from typing import Any, Protocol
 import torch
 
 from gopd_merge import artefacts
+from gopd_merge.casting import assembled
 from gopd_merge.config import MergeConfig
-from gopd_merge.distill.backbone import STUDENT, Backbone
-from gopd_merge.distill.objective import ESTIMATORS
-from gopd_merge.distill.rollout import generate
-from gopd_merge.distill.target import score
-from gopd_merge.distill.update import accumulate_gradient, default_learning_rate, domain_metrics, optimizer_step
+from gopd_merge.distill.answering import LEARNT_BY_HEART, respond
+from gopd_merge.distill.backbone import Backbone
+from gopd_merge.distill.cast import Cast
+from gopd_merge.distill.fused import TokenStatistics
+from gopd_merge.distill.reward_scale import Controller
+from gopd_merge.distill.reward_scale import schedule as on_a_line
+from gopd_merge.distill.rollout import Rollout
+from gopd_merge.distill.target import Scale, Target, score, unscored
+from gopd_merge.distill.update import (
+    Domains,
+    accumulate_balanced,
+    accumulate_gradient,
+    default_learning_rate,
+    domain_metrics,
+    mean_kl,
+    optimizer_step,
+)
+from gopd_merge.distill.watch import Watch
 from gopd_merge.experts.base import Base, load_base
 from gopd_merge.experts.intake import Expert
 from gopd_merge.forecast import Forecast, resolve_device
 from gopd_merge.plan import Inputs, pin
-from gopd_merge.prompts.mixing import PromptMixer
+from gopd_merge.prompts.mixing import Order, PromptMixer
 
 METRICS = "metrics.jsonl"
 M_MMAP_THRESHOLD = -3  # of <malloc.h>
@@ -62,8 +76,9 @@ class Clock:
 
 
 def load_backbone(config: MergeConfig, inputs: Inputs) -> Backbone:
-    """The one base with all roles of a merge."""
-    return load_roles(inputs.base, inputs.experts, config.quantize, config.device, inputs.lora_rank, inputs.targets, config.seed)
+    """The one base with all roles of a merge; without the experts where they are on a base of their own."""
+    here = () if inputs.teacher_base else inputs.experts
+    return load_roles(inputs.base, here, config.quantize, config.device, inputs.lora_rank, inputs.targets, config.seed)
 
 
 def load_roles(
@@ -87,48 +102,96 @@ def give_back_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, 256 << 10)
 
 
-def distill(
-    backbone: Backbone, config: MergeConfig, inputs: Inputs, log: Path, clock: Clock, listener: Listener
-) -> tuple[dict[str, Any], int]:
-    """The loop: sample, score, update, log. Returns the last step's metrics and the number of response tokens seen."""
-    mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed)
-    alphas = {domain: config.alpha_of(domain) for domain in config.domains}
-    estimator = ESTIMATORS[config.estimator]
-    parameters = backbone.student_parameters()
+def distill(cast: Cast, config: MergeConfig, inputs: Inputs, log: Path, clock: Clock, listener: Listener) -> tuple[dict[str, Any], int]:
+    """The loop: answer, score, update, log. Returns the last step's metrics and the number of response tokens seen."""
+    mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed, _order(config), config.steps)
+    parameters = cast.backbone.student_parameters()
     assert config.learning_rate is not None  # merge() has settled it
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(  # rises over the warm-up, falls to zero at the end
         optimizer, lambda step: min(1.0, (step + 1) / (config.warmup_steps + 1)) * (1 - step / config.steps)
     )
+    alphas = AlphaOfStep(config)
+    watch = Watch(config.steps)
     torch.manual_seed(config.seed)
     row: dict[str, Any] = {}
     tokens = 0
 
     for step in range(config.steps):
         started = time.perf_counter()
-        texts, domains = mixer.batch(step)
+        prompts, domains = mixer.batch(step)
         with clock.measure("rollout"):
-            rollout = generate(backbone, STUDENT, texts, domains, config.max_new_tokens)
+            texts, given = [p.prompt for p in prompts], [p.response for p in prompts]
+            rollout = respond(cast, config.method, texts, domains, given, config.max_new_tokens)
         with clock.measure("score"):
-            target = score(backbone, rollout, alphas, config.micro_batch_size)
+            target = _target(cast, config, rollout, alphas.of(step))
         with clock.measure("update"):
-            statistics = accumulate_gradient(backbone, rollout, target, estimator, config.micro_batch_size, config.chunk_tokens)
+            statistics, norms = _accumulate(cast, config, rollout, target)
             used_rate = schedule.get_last_lr()[0]
             grad_norm = optimizer_step(parameters, optimizer, config.max_grad_norm)
             schedule.step()
         tokens += rollout.num_tokens
         row = {
             "step": step + 1,
-            "kl_to_target": float(statistics.kl.mean()),
+            "kl_to_target": mean_kl(statistics),
             "grad_norm": grad_norm,
+            **({"grad_norm_by_domain": norms} if norms else {}),
             "learning_rate": used_rate,
             "tokens_per_second": rollout.num_tokens / (time.perf_counter() - started),
-            "memory_bytes": peak_memory(backbone.device),
+            "memory_bytes": peak_memory(cast.backbone.device),
             "domains": domain_metrics(rollout, target, statistics),
         }
+        alphas.learn(row["domains"])
         artefacts.append_json_line(log, row)
         listener.step(step + 1, config.steps, row)
+        for warning in watch.look(row):
+            listener.note(warning)
     return row, tokens
+
+
+class AlphaOfStep:
+    """λ by domain at every step: as given, on a line from `alpha_from`, or moved by the controller."""
+
+    def __init__(self, config: MergeConfig) -> None:
+        self._config = config
+        self._given = {domain: config.alpha_of(domain) for domain in config.domains}
+        self._controller = Controller(self._given, config.alpha_max) if config.adaptive == "run" else None
+
+    def of(self, step: int) -> dict[str, float]:
+        """λ of the step (from 0)."""
+        config = self._config
+        if self._controller:
+            return dict(self._controller.alphas)
+        if config.alpha_from is None:
+            return self._given
+        return {domain: on_a_line(config.alpha_from, alpha, step, config.steps) for domain, alpha in self._given.items()}
+
+    def learn(self, domains: Domains) -> None:
+        """Take a step's metrics."""
+        if self._controller:
+            self._controller.update(domains)
+
+
+def _order(config: MergeConfig) -> Order:
+    """In which the domains' prompts come."""
+    if config.method == "alternate":
+        return "one after the other"
+    return "in turns" if config.rotate == "step" else "sorted" if config.balance else "together"
+
+
+def _target(cast: Cast, config: MergeConfig, rollout: Rollout, alphas: Mapping[str, float]) -> Target:
+    if config.method in LEARNT_BY_HEART:
+        return unscored(rollout)
+    scale = Scale(alphas, config.adaptive == "token", config.deterministic, config.bound)
+    top_k = config.top_k if config.estimator == "topk" else 0
+    return score(cast, rollout, scale, config.micro_batch_size, config.chunk_tokens, top_k)
+
+
+def _accumulate(cast: Cast, config: MergeConfig, rollout: Rollout, target: Target) -> tuple[TokenStatistics, dict[str, float]]:
+    """The step's gradient, and its norm by domain where that was measured."""
+    estimator = "cross_entropy" if config.method in LEARNT_BY_HEART else config.estimator
+    options = (cast, rollout, target, estimator, config.micro_batch_size, config.chunk_tokens, config.top_k)
+    return accumulate_balanced(*options) if config.balance else (accumulate_gradient(*options), {})
 
 
 def train_student(
@@ -141,10 +204,11 @@ def train_student(
     """
     learning_rate = config.learning_rate or default_learning_rate(backbone.hidden_size)
     config = pin(config, inputs).model_copy(update={"learning_rate": learning_rate})
-    try:
-        metrics, tokens = distill(backbone, config, inputs, folder / METRICS, clock, listener)
-    finally:
-        backbone.save_student(folder, inputs.base.name, inputs.base.commit)
+    with assembled(backbone, config, inputs, listener.note) as cast:
+        try:
+            metrics, tokens = distill(cast, config, inputs, folder / METRICS, clock, listener)
+        finally:
+            backbone.save_student(folder, inputs.base.name, inputs.base.commit)
     artefacts.verify_adapter(backbone, folder, [p.prompt for s in inputs.prompts for p in s.prompts[:4]])
     return config, metrics, tokens
 

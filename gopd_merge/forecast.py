@@ -10,8 +10,8 @@ import psutil
 import torch
 
 from gopd_merge.config import MergeConfig
+from gopd_merge.distill.answering import LEARNT_BY_HEART
 from gopd_merge.distill.footprint import Footprint, Sizes
-from gopd_merge.distill.objective import ESTIMATORS
 from gopd_merge.distill.rollout import prompt_lengths
 from gopd_merge.errors import InputError, NotEstimatedError
 from gopd_merge.experts.base import context_length, load_tokenizer
@@ -91,6 +91,7 @@ class Forecast:
         self.limit = int(config.memory) if config.memory else free_memory(self.device)
         self.work = count_work(config, inputs)
         self._footprints: dict[str, Footprint] = {}
+        self._other_footprints: dict[str, list[Footprint]] = {}
 
     @cached_property
     def memory(self) -> Memory:
@@ -182,7 +183,11 @@ class Forecast:
             prompt_tokens=self.work.longest_prompt,
             max_new_tokens=config.max_new_tokens,
         )
-        phases = {"rollout": shape.rollout(sizes), "score": shape.score(sizes), "update": shape.update(sizes, ESTIMATORS[config.estimator])}
+        apart, ratios = config.bound is not None, config.adaptive == "token" or config.deterministic is not None
+        phases = {"rollout": shape.rollout(sizes)}
+        if config.method not in LEARNT_BY_HEART:
+            phases["score"] = max(one.score(sizes, apart, ratios) for one in (shape, *self._others(config.quantize)))
+        phases["update"] = shape.update(sizes, config.estimator, config.top_k, apart)
         if self.work.evaluated_answers:
             answers = shape.rollout(replace(sizes, prompt_tokens=self.work.longest_test_prompt))
             phases["evaluate"] = answers + shape.experts + GRADERS  # the exact average is an adapter of the size of the experts
@@ -191,17 +196,26 @@ class Forecast:
         return replace(memory, phases=phases)
 
     def _without_phases(self, quantize: str) -> Memory:
-        shape = self._footprint(quantize)
+        shape, others = self._footprint(quantize), self._others(quantize)
         program = CUDA_CONTEXT if self.device == "cuda" else resident_memory()
-        return Memory(program, shape.base, shape.experts, shape.student, optimizer=2 * shape.student)
+        bases, experts = (sum(getattr(one, part) for one in (shape, *others)) for part in ("base", "experts"))
+        copy = shape.student if self.config.start != "none" else 0  # the student as it began
+        return Memory(program, bases, experts + copy, shape.student, optimizer=2 * shape.student)
 
     def _footprint(self, quantize: str) -> Footprint:
         if quantize not in self._footprints:
             inputs = self.inputs
-            self._footprints[quantize] = Footprint(
-                inputs.base.location, inputs.experts, inputs.lora_rank, inputs.targets, quantize, self.device
-            )
+            experts = () if inputs.teacher_base else inputs.experts
+            self._footprints[quantize] = Footprint(inputs.base.location, experts, inputs.lora_rank, inputs.targets, quantize, self.device)
         return self._footprints[quantize]
+
+    def _others(self, quantize: str) -> list[Footprint]:
+        """The models besides the student's base."""
+        if quantize not in self._other_footprints:
+            self._other_footprints[quantize] = [
+                Footprint(base.location, experts, 0, (), quantize, self.device) for base, experts in self.inputs.other_models.values()
+            ]
+        return self._other_footprints[quantize]
 
 
 def count_work(config: MergeConfig, inputs: Inputs) -> Work:

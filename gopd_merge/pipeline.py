@@ -68,6 +68,9 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
         listener.phase("loading the base")
         with clock.measure("load"):
             backbone = load_backbone(config, inputs)
+        if config.alpha == AUTO:
+            with clock.measure("probe"):
+                config = choose_alpha(backbone, config, inputs, folder, listener)
         config, metrics, tokens = train_student(backbone, config, inputs, folder, clock, listener)
         measured = {"seconds": clock.rounded(), "tokens": tokens, "environment": artefacts.environment(backbone.device)}
         found = evaluate(backbone, config, inputs, folder, manifest(config, inputs, metrics) | measured, clock, listener)
@@ -102,7 +105,12 @@ def evaluate(
     setup = Setup(
         folder / EVALUATION, identity(inputs.base, inputs.experts, config.quantize), config.seed, config.batch_size, config.unsafe_exec
     )
-    average = tune([AVERAGE], inputs.experts, backbone, [], setup, listener)
+    teachers = None
+    if inputs.teacher_base:
+        listener.phase("loading the experts' base again, to measure them")
+        teachers = load_teachers(config, inputs)
+    on_one_base = inputs.experts and not inputs.teacher_base
+    average = tune([AVERAGE] if on_one_base else [], inputs.experts, backbone, [], setup, listener)
     seconds = described["seconds"]
     merged = trained(
         config,
@@ -114,7 +122,7 @@ def evaluate(
         train_tokens=described["tokens"],
     )
     with clock.measure("evaluate"):
-        contenders = [BASE, *of_experts(inputs.experts), *(one.contender for one in average), merged]
+        contenders = [BASE, *of_experts(inputs.experts, teachers), *(one.contender for one in average), merged]
         lineup = line_up(measure_all(backbone, contenders, inputs.test, setup, listener), average, [])
     about = {name: described[name] for name in ("inputs", "base", "config", "environment")}
     about |= {"command": "gopd-merge --config merge.json", "seconds": clock.rounded()}

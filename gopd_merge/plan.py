@@ -1,39 +1,75 @@
 """What a run will use, read and checked from configs and headers alone: no model, no torch, about a second."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from gopd_merge.config import MergeConfig
+from gopd_merge.config import REFERENCES, TEACHER_BASE, MergeConfig
 from gopd_merge.errors import InputError
-from gopd_merge.eval_config import OWN
+from gopd_merge.eval_config import OWN, STATIC_RIVALS
 from gopd_merge.evaluate.sandbox import check_sandbox
 from gopd_merge.evaluate.suites import Benchmark, load_benchmarks, read_suite
-from gopd_merge.experts.base import Base, resolve_base
-from gopd_merge.experts.intake import Expert, read_experts
+from gopd_merge.experts.base import Base, is_model, linear_kinds, resolve_base
+from gopd_merge.experts.fingerprint import check_same_tokenizer
+from gopd_merge.experts.hub import is_hub_id
+from gopd_merge.experts.intake import CONFIG, Expert, read_expert, read_experts
 from gopd_merge.prompts.sources import PromptSet, training_prompts
+from gopd_merge.server import is_remote, split_location
 
 MANIFEST = "merge.json"
+
+
+REMOTE_RANK = 16  # of the student where no expert is here to go by
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Everything that a merge reads, checked. Experts and prompts in order of domain."""
 
-    experts: tuple[Expert, ...]
-    base: Base
+    experts: tuple[Expert, ...]  # those that are on this machine
+    base: Base  # the student's
     prompts: tuple[PromptSet, ...]
     test: tuple[Benchmark, ...]  # the experts' own questions, of those that have some
     lora_rank: int
     targets: tuple[str, ...]  # what the student adapts: every kind of module that an expert adapts
+    teacher_base: Base | None = None  # the experts', where it is another than the student's
+    references: Mapping[str, Expert | Base] = field(default_factory=dict)  # named in --reference and --kl-reference, by folder
+    start: Expert | None = None  # the adapter that the student begins at
+    remote: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # by domain: a server's URL and the model's name there
+
+    @property
+    def other_models(self) -> dict[str, tuple[Base, tuple[Expert, ...]]]:
+        """The models besides the student's base by name, each with the experts on it."""
+        teachers = {TEACHER_BASE: (self.teacher_base, self.experts)} if self.teacher_base else {}
+        return teachers | {name: (one, ()) for name, one in self.references.items() if isinstance(one, Base)}
 
 
 def read_inputs(config: MergeConfig, weights: bool = True) -> Inputs:
     """Raises InputError for whatever the merge would refuse. Without `weights` those of a base on the Hub are not fetched."""
-    experts = read_experts(config.experts, config.allow_noop)
-    base = resolve_base(experts, config.base, "all" if weights else "headers", config.quantize)
-    prompts = [training_prompts(e.domain, e.path, config.prompts.get(e.domain)) for e in experts]
+    fetched: Literal["all", "headers"] = "all" if weights else "headers"
+    remote = {domain: split_location(path) for domain, path in config.experts.items() if is_remote(path)}
+    experts = read_experts({domain: path for domain, path in config.experts.items() if domain not in remote}, config.allow_noop)
+    references = _read_references(config)
+    adapters = [one for one in references.values() if isinstance(one, Expert)]
+    start = read_expert("start", config.start, config.allow_noop) if config.start not in ("none", *STATIC_RIVALS) else None
+    own = [start] if start else []
+    teacher_base = None
+    if config.teacher_base:
+        teacher_base = resolve_base([*experts, *adapters], config.teacher_base, fetched, config.quantize)
+        base = resolve_base(own, config.base, fetched, config.quantize)
+        check_same_tokenizer(base.name, Path(base.location), teacher_base.name, Path(teacher_base.location))
+    else:
+        base = resolve_base([*experts, *adapters, *own], config.base, fetched, config.quantize)
+    for one in references.values():
+        if isinstance(one, Base):
+            check_same_tokenizer(base.name, Path(base.location), one.name, Path(one.location))
+    _check_start(config, experts, start)
+    paths = {e.domain: e.path for e in experts}
+    prompts = [training_prompts(domain, paths.get(domain), config.prompts.get(domain)) for domain in config.domains]
+    if config.method == "sft":
+        _check_responses(prompts)
     test = own_questions(experts, config) if config.eval else []
     if any(benchmark.metric == "code_tests" for benchmark in test):
         check_sandbox(config.unsafe_exec)
@@ -42,9 +78,56 @@ def read_inputs(config: MergeConfig, weights: bool = True) -> Inputs:
         base=base,
         prompts=tuple(prompts),
         test=tuple(test),
-        lora_rank=config.lora_rank or max(e.rank for e in experts),
-        targets=tuple(sorted({target for e in experts for target in e.targets})),
+        lora_rank=config.lora_rank or _rank(config, experts, start),
+        targets=tuple(sorted({t for e in [*experts, *own] for t in e.targets})) or linear_kinds(base),
+        teacher_base=teacher_base,
+        references=references,
+        start=start,
+        remote=remote,
     )
+
+
+def _read_references(config: MergeConfig) -> dict[str, Expert | Base]:
+    """The adapters and models that --reference and --kl-reference name by folder. Raises InputError."""
+    found: dict[str, Expert | Base] = {}
+    for number, name in enumerate(sorted({r for r in (config.reference, config.kl_reference) if r and r not in REFERENCES})):
+        if is_model(name):
+            found[name] = resolve_base([], name, "all", config.quantize)
+        elif (Path(name) / CONFIG).is_file() or is_hub_id(name):
+            found[name] = read_expert(f"reference{number}", name, config.allow_noop)
+        else:
+            raise InputError(f"--reference {name}: no adapter's or model's folder; name one, or one of {', '.join(REFERENCES)}")
+    return found
+
+
+def _rank(config: MergeConfig, experts: Sequence[Expert], start: Expert | None) -> int:
+    """The largest among the experts; all of theirs together where the student begins at a merge of them, so that it fits whole."""
+    ranks = [e.rank for e in experts] or [REMOTE_RANK]
+    if start:
+        return max(*ranks, start.rank)
+    return max(ranks) if config.start == "none" else sum(ranks)
+
+
+def _check_start(config: MergeConfig, experts: Sequence[Expert], start: Expert | None) -> None:
+    """Raises InputError for a start that no student can have."""
+    if start and not start.is_plain:
+        raise InputError(
+            f"--start {config.start}: is no plain LoRA (B · A and nothing else), so a student cannot go on from it; start at none"
+        )
+    if start and config.lora_rank and config.lora_rank < start.rank:
+        raise InputError(
+            f"--lora-rank {config.lora_rank} is below the rank {start.rank} of --start {config.start}; leave it out, or take more"
+        )
+    if config.start in STATIC_RIVALS and not (experts and all(e.is_plain for e in experts)):
+        raise InputError(f"--start {config.start}: static merges are defined for plain LoRAs on this machine only; start at none")
+
+
+def _check_responses(prompts: Sequence[PromptSet]) -> None:
+    for source in prompts:
+        if missing := sum(prompt.response is None for prompt in source.prompts):
+            raise InputError(
+                f'{source.path}: {missing:,} of {len(source.prompts):,} prompts have no "response" to learn; add them, or use another --method'
+            )
 
 
 def own_questions(experts: Sequence[Expert], config: MergeConfig) -> list[Benchmark]:
@@ -58,7 +141,7 @@ def pin(config: MergeConfig, inputs: Inputs) -> MergeConfig:
     """The config with the commits that were found for its Hub ids, so that it means the same tomorrow."""
     experts = {e.domain: f"{e.name}@{e.commit}" if e.commit else config.experts[e.domain] for e in inputs.experts}
     base = f"{inputs.base.name}@{inputs.base.commit}" if inputs.base.commit else config.base
-    return config.model_copy(update={"experts": experts, "base": base})
+    return config.model_copy(update={"experts": {**config.experts, **experts}, "base": base})
 
 
 def check_output(output: Path, overwrite: bool) -> None:

@@ -1,5 +1,7 @@
 """Who is compared: the base, the experts, their static merges and the trained ones, each an adapter on the one base."""
 
+import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ class Contender:
     role: str | None = None  # on the base already; else one of the next two
     folder: Path | None = None
     make: Callable[[], Updates] | None = None  # built when it is needed: some are as large as the base
+    home: Backbone | None = None  # where it plays, if not on the base of the others: an expert on a larger one
     parameters: dict[str, Any] | None = None
     alpha: float | None = None  # None as well where domains have different ones: they are in `parameters`
     seed: int | None = None  # of the training
@@ -42,8 +45,9 @@ class Contender:
         parts = [self.method.replace(":", "-").replace("/", "-")]
         if self.seed is not None:
             parts += ["alpha", f"{self.alpha:g}" if self.alpha is not None else "by-domain", "seed", str(self.seed)]
-        if self.kind == "static":
-            parts += [f"{name}-{value:g}" for name, value in (self.parameters or {}).items()]
+        for name, value in (self.parameters or {}).items():
+            if name != "alpha":
+                parts += [f"{name}-{value:g}" if isinstance(value, float | int) else _in_a_name(name, value)]
         return "-".join(parts)
 
     @contextmanager
@@ -63,26 +67,30 @@ class Contender:
             backbone.remove(ON_TRIAL)
 
 
+def _in_a_name(name: str, value: Any) -> str:
+    """A parameter that is no number in the name of a file; what cannot stand there as it is becomes a short hash."""
+    text = f"{name}-{value}"
+    return text if re.fullmatch(r"[\w.-]{1,40}", text) else f"{name}-{hashlib.sha256(repr(value).encode()).hexdigest()[:8]}"
+
+
 BASE = Contender("base", "base", role=REFERENCE)
 
 
-def of_experts(experts: Sequence[Expert]) -> list[Contender]:
-    """The experts as they are."""
-    return [Contender(f"expert:{e.domain}", "expert", role=expert(e.domain), name=e.name, sha256=e.sha256) for e in experts]
+def of_experts(experts: Sequence[Expert], home: Backbone | None = None) -> list[Contender]:
+    """The experts as they are, on the base of the others or on their own."""
+    return [Contender(f"expert:{e.domain}", "expert", expert(e.domain), home=home, name=e.name, sha256=e.sha256) for e in experts]
 
 
 def trained(config: MergeConfig, **where: Any) -> Contender:
-    """A merge that was trained with this config: OPD where λ = 1 in every domain, else ExOPD."""
+    """A merge that was trained with this config: OPD where λ = 1 in every domain, else ExOPD, or the method that it names.
+
+    `parameters` hold the domains' λ where they differ, and the options that make it another method than the default one.
+    """
     alphas = {domain: config.alpha_of(domain) for domain in config.domains}
     one = next(iter(alphas.values())) if len(set(alphas.values())) == 1 else None
-    return Contender(
-        "opd" if one == 1 else "exopd",
-        "trained",
-        alpha=one,
-        parameters=None if one is not None else {"alpha": alphas},
-        seed=config.seed,
-        **where,
-    )
+    by_name = config.method if config.method not in ("exopd", "opd") else "opd" if one == 1 else "exopd"
+    parameters = ({} if one is not None else {"alpha": alphas}) | config.changes
+    return Contender(by_name, "trained", alpha=one, parameters=parameters or None, seed=config.seed, **where)
 
 
 @dataclass(frozen=True)
@@ -129,9 +137,10 @@ class Field:
     """Everything that a comparison reads of adapters and base, checked."""
 
     entries: tuple[Entry, ...]
-    experts: tuple[Expert, ...]  # in order of domain
+    experts: tuple[Expert, ...]  # on that base, in order of domain
     base: Base
     quantize: str
+    elsewhere: tuple[Expert, ...] = ()  # experts of a merge from strong to weak, on the larger base: only their prompts count here
 
     @property
     def merge_config(self) -> MergeConfig | None:
@@ -141,6 +150,11 @@ class Field:
     @property
     def asked(self) -> tuple[Expert, ...]:
         """Whose own prompts are asked: the experts', or where there is no merge those of the adapters themselves."""
+        return self.experts or self.elsewhere or tuple(entry.adapter for entry in self.entries)
+
+    @property
+    def scorers(self) -> tuple[Expert, ...]:
+        """The adapters of that base that can score an open-ended domain."""
         return self.experts or tuple(entry.adapter for entry in self.entries)
 
     def described_inputs(self) -> dict[str, Any]:
@@ -169,6 +183,12 @@ def read_field(config: EvalConfig, needs_experts: bool) -> Field:
         raise InputError(f"{config.adapters[0]}: has no {MANIFEST} that says which experts it merges; name them with --experts")
     for entry in merges:
         _check_experts(entry, experts)
+    weak = next((entry for entry in merges if entry.config.teacher_base), None)
+    if weak and isinstance(config, CompareConfig):
+        raise InputError(
+            f"{weak.adapter.name}: was distilled from a larger base, so its experts are no rivals on its own; use gopd-merge eval"
+        )
+    elsewhere, experts = (experts, []) if weak else ([], experts)
     quantizations = {entry.manifest["base"]["quantization"] for entry in merges if entry.manifest}
     if config.quantize is None and len(quantizations) > 1:
         raise InputError(f"{' and '.join(config.adapters)}: merged at different precisions of the base; choose one with --quantize")
@@ -179,6 +199,7 @@ def read_field(config: EvalConfig, needs_experts: bool) -> Field:
         experts=tuple(experts),
         base=resolve_base([*experts, *(entry.adapter for entry in entries)], base, "all", quantize),
         quantize=quantize,
+        elsewhere=tuple(elsewhere),
     )
 
 

@@ -10,6 +10,7 @@ from gopd_merge.evaluate.suites import Benchmark
 from gopd_merge.report.terminal import label_of
 
 Seeds = Sequence[Measured]  # of one method
+OTHER_TRAINING = ("seqkd", "sft", "rkl", "alternate")  # what a merge could have been trained by instead
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,11 @@ class Lineup:
 
 
 def line_up(measured: Sequence[Measured], tuned: Sequence[Tuned], validation: Sequence[Benchmark]) -> Lineup:
-    """The first merge that is not plain OPD against the best static merge, chosen on validation questions, and against OPD."""
+    """The first merge by extrapolation against the best static merge, chosen on validation questions, OPD and other trained methods."""
     methods = by_method(measured)
     merges = [group for group in methods if group[0].contender.kind == "trained"]
-    headline = next((group for group in merges if group[0].contender.method != OPD), merges[0] if merges else None)
+    others = (OPD, *OTHER_TRAINING)
+    headline = next((group for group in merges if group[0].contender.method not in others), merges[0] if merges else None)
     named = {group[0].contender.method: group for group in methods}
     rivals = {}
     if static := best_static(tuned, validation):
@@ -49,5 +51,8 @@ def line_up(measured: Sequence[Measured], tuned: Sequence[Tuned], validation: Se
         rivals["best static merge" if len(tuned) > 1 else label_of(method, None)] = named[method]
     if OPD in named and headline is not named[OPD]:
         rivals["α = 1"] = named[OPD]
+    for method in OTHER_TRAINING:
+        if method in named and headline is not named[method]:
+            rivals[label_of(method, None)] = named[method]
     experts = {name.removeprefix("expert:"): group for name, group in named.items() if name.startswith("expert:")}
     return Lineup(measured, methods, headline, experts, rivals, tuned)

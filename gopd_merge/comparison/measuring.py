@@ -87,8 +87,9 @@ def measure(
     file = AnswerFile(setup.folder / kind / name, header, setup.batch_size)
     if len(file.answers) == len(benchmark.items) * suite.samples:
         return file.answers  # without putting its adapter on the base
-    with contender.on(backbone) as role:
-        return ask(benchmark, _respond(backbone, role, benchmark, setup), file, setup.seed, setup.batch_size, setup.unsafe_exec, told)
+    home = contender.home or backbone
+    with contender.on(home) as role:
+        return ask(benchmark, _respond(home, role, benchmark, setup), file, setup.seed, setup.batch_size, setup.unsafe_exec, told)
 
 
 def measure_all(

@@ -70,7 +70,7 @@ def _measure(
     clock = Clock()
     listener.phase("loading the base")
     with clock.measure("load"):
-        experts = found.asked  # an open-ended domain is scored by its own
+        experts = found.scorers  # an open-ended domain is scored by its own
         targets = sorted({target for one in experts for target in one.targets})
         backbone = load_roles(found.base, experts, found.quantize, config.device, max(one.rank for one in experts), targets, setup.seed)
     contenders, tuned = [BASE], list[Tuned]()

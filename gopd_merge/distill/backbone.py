@@ -4,8 +4,9 @@ A role is a name given to the backbone: `STUDENT`, `REFERENCE`, or `expert(domai
 restored on error; between calls the student is on, and only its adapter ever has gradients.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from gopd_merge.experts.intake import CONFIG, WEIGHTS, Expert
 from gopd_merge.experts.schema import SAVE_AGAIN
 
 STUDENT, REFERENCE = "student", "__base__"  # "__base__" is what PEFT calls a row of a batch without any adapter
+START = "start"  # the student as it began, where it did not begin at the base
 
 
 def expert(domain: str) -> str:
@@ -37,34 +39,53 @@ class Backbone:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, experts: Sequence[Expert], as_shapes: bool = False
     ) -> None:
-        """With `as_shapes` the adapters' tensors are not read, only made room for: what `footprint` needs."""
+        """Without experts it is the bare base, until a student comes.
+
+        With `as_shapes` the adapters' tensors are not read, only made room for: what `footprint` needs.
+        """
         self.tokenizer = tokenizer
         self.device = model.device
+        self.peft: Any = model  # a PeftModel as soon as there is an adapter
         self._decoder = model.get_decoder()
         self._head = model.get_output_embeddings()
         self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         names = [name for name, _ in model.named_modules()]
         for one in experts:
             check_patterns_on(one, names)  # some modules hold no tensor, so that intake cannot know them
-        first, *others = experts
         # PEFT refuses DoRA in a mixed batch, copies of norms, and a copy that not every expert in the batch has.
         self._can_mix = not any(e.uses_dora or e.saved for e in experts)
-        if as_shapes:
-            self.peft = PeftModel(model, _fresh(first), adapter_name=expert(first.domain))
-            for other in others:
-                self.peft.add_adapter(expert(other.domain), _fresh(other))
-        else:
-            with _peft_errors(first.path):
-                self.peft = PeftModel.from_pretrained(model, first.path, adapter_name=expert(first.domain))
-            self._check_loaded(first.path, expert(first.domain))
-            for other in others:
-                self.load_adapter(other.path, expert(other.domain))
+        for one in experts:
+            if as_shapes:
+                self._add(expert(one.domain), _fresh(one))
+            else:
+                self.load_adapter(one.path, expert(one.domain))
         self._freeze()
 
     def add_student(self, rank: int, targets: Sequence[str], seed: int) -> None:
         """A fresh adapter, a no-op until it is trained, on every kind of module that an expert adapts; switched on."""
         torch.manual_seed(seed)
-        self.peft.add_adapter(STUDENT, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), task_type="CAUSAL_LM"))
+        self._add(STUDENT, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), task_type="CAUSAL_LM"))
+        self._freeze()
+
+    @torch.no_grad()
+    def start_student(self, updates: Mapping[str, Update]) -> None:
+        """Begin at these updates instead of at the base: a fresh student whose first ranks are theirs. START keeps them as they are.
+
+        What of the student's rank they leave free stays as it was made, a no-op until it is trained.
+        Raises ValueError for an update of more ranks than the student has, or of a module that it does not adapt.
+        """
+        layers = {
+            name.removeprefix(LAYER_PREFIX): layer for name, layer in self.peft.named_modules() if STUDENT in getattr(layer, "lora_A", ())
+        }
+        for module, update in updates.items():
+            if module not in layers or len(update.a) > layers[module].r[STUDENT]:
+                raise ValueError(f"{module}: an update of rank {len(update.a)} does not fit the student")
+            layer, rank = layers[module], len(update.a)
+            layer.lora_A[STUDENT].weight[:rank] = update.a
+            layer.lora_B[STUDENT].weight[:, :rank] = update.b / layer.scaling[STUDENT]
+        self._add(START, deepcopy(self.peft.peft_config[STUDENT]))
+        state = get_peft_model_state_dict(self.peft, adapter_name=STUDENT, save_embedding_layers=False)
+        set_peft_model_state_dict(self.peft, state, adapter_name=START)
         self._freeze()
 
     def add_updates(self, role: str, updates: dict[str, Update]) -> None:
@@ -75,7 +96,7 @@ class Backbone:
         config = LoraConfig(
             r=rank, lora_alpha=rank, rank_pattern=ranks, alpha_pattern=dict(ranks), target_modules=list(updates), task_type="CAUSAL_LM"
         )
-        self.peft.add_adapter(role, config)
+        self._add(role, config)
         state = {f"{LAYER_PREFIX}{module}.lora_A.weight": update.a for module, update in updates.items()}
         state |= {f"{LAYER_PREFIX}{module}.lora_B.weight": update.b for module, update in updates.items()}
         loaded = set_peft_model_state_dict(self.peft, state, adapter_name=role)
@@ -86,7 +107,10 @@ class Backbone:
     def load_adapter(self, folder: Path, role: str) -> None:
         """An adapter folder under a role of its own, read by PEFT. Raises InputError unless all of its tensors found their place."""
         with _peft_errors(folder):
-            self.peft.load_adapter(folder, adapter_name=role)
+            if isinstance(self.peft, PeftModel):
+                self.peft.load_adapter(folder, adapter_name=role)
+            else:
+                self.peft = PeftModel.from_pretrained(self.peft, folder, adapter_name=role)
         self._check_loaded(folder, role)
         self._freeze()
 
@@ -104,7 +128,7 @@ class Backbone:
         """The model as that role, for generation or scoring without gradient. Afterwards the student is on again."""
         try:
             if role == REFERENCE:
-                with self.peft.disable_adapter():
+                with self.peft.disable_adapter() if isinstance(self.peft, PeftModel) else nullcontext():
                     yield self.peft
             else:
                 self.peft.base_model.set_adapter(role, inference_mode=role != STUDENT)
@@ -123,6 +147,8 @@ class Backbone:
         if distinct == [STUDENT]:
             return self._forward(ids, attention_mask)
         with torch.no_grad():
+            if not isinstance(self.peft, PeftModel):
+                return self._forward(ids, attention_mask)
             if self._can_mix:
                 return self._forward(ids, attention_mask, adapter_names=list(roles))
             parts = {}
@@ -141,9 +167,24 @@ class Backbone:
         return int(self._head.weight.shape[1])
 
     @property
+    def vocabulary(self) -> int:
+        """V, how many logits the head gives."""
+        return int(self._head.weight.shape[0])
+
+    @property
+    def head_has_bias(self) -> bool:
+        """Whether the head adds a bias."""
+        return getattr(self._head, "bias", None) is not None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The base itself, with what adapters put in it."""
+        return self.peft.get_base_model() if isinstance(self.peft, PeftModel) else self.peft
+
+    @property
     def head_is_shared(self) -> bool:
         """Whether all roles project hidden states alike and linearly, so that mixing hidden states mixes logits."""
-        head: torch.nn.Module = self.peft.get_base_model().get_output_embeddings()
+        head: torch.nn.Module = self.model.get_output_embeddings()
         return self._softcap is None and not isinstance(head, ModulesToSaveWrapper) and not hasattr(head, "lora_A")
 
     def logits(self, hidden: Tensor, role: str = STUDENT) -> Tensor:
@@ -169,6 +210,12 @@ class Backbone:
             file.rename(folder / file.name)
         (folder / STUDENT).rmdir()
 
+    def _add(self, role: str, config: PeftConfig) -> None:
+        if isinstance(self.peft, PeftModel):
+            self.peft.add_adapter(role, config)
+        else:
+            self.peft = PeftModel(self.peft, config, adapter_name=role)
+
     def _check_loaded(self, folder: Path, role: str) -> None:
         """PEFT passes over tensors that its config does not speak of, and leaves at random what the file lacks, without an error."""
         loaded = {_tensor_name(name) for name in get_peft_model_state_dict(self.peft, adapter_name=role, save_embedding_layers=False)}
@@ -183,7 +230,7 @@ class Backbone:
 
     def _head_of(self, role: str) -> Any:
         """The head of that role: an expert may have saved one of its own. With a LoRA on it, it is all roles' at once."""
-        head = self.peft.get_base_model().get_output_embeddings()
+        head = self.model.get_output_embeddings()
         if not isinstance(head, ModulesToSaveWrapper):
             return head
         return head.modules_to_save[role] if role in head.modules_to_save else head.original_module  # noqa: SIM401 - it has no get()
@@ -206,7 +253,7 @@ class Backbone:
 
     def _freeze(self) -> None:
         """The student on (once there is one), and gradients for its adapter alone: PEFT's switching turns on others' as well."""
-        if STUDENT in self.peft.peft_config:
+        if isinstance(self.peft, PeftModel) and STUDENT in self.peft.peft_config:
             self.peft.base_model.set_adapter(STUDENT)
         for name, parameter in self.peft.named_parameters():
             parameter.requires_grad_(f".{STUDENT}." in name)
@@ -221,8 +268,7 @@ class Backbone:
         found = self.logits(self.hidden(STUDENT, ids, mask)[0])
         if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
             raise GopdError(
-                f"{type(self.peft.get_base_model()).__name__} changes its logits after the output head, which is not supported yet; "
-                "use another base"
+                f"{type(self.model).__name__} changes its logits after the output head, which is not supported yet; use another base"
             )
 
 

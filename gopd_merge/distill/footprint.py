@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert
 from gopd_merge.distill.fused import backward_in_chunks
-from gopd_merge.distill.objective import Estimator
+from gopd_merge.distill.objective import HIDDEN, estimator_of, hidden_distance
 from gopd_merge.distill.target import PROBED_TOKENS
 from gopd_merge.experts.base import load_dtypes
 from gopd_merge.experts.intake import Expert
@@ -91,7 +91,7 @@ class Footprint:
     """A base with all experts and a student on it, as shapes. All figures are bytes."""
 
     def __init__(self, location: str, experts: Sequence[Expert], rank: int, targets: Sequence[str], quantize: str, device: str) -> None:
-        """`location` is a folder with the base's config.json; its weights are not needed.
+        """`location` is a folder with the base's config.json; its weights are not needed. With rank 0 there is no student on it.
 
         A model whose code does not run without values raises what it raises, here or in a phase; `Forecast` makes one error of it.
         """
@@ -108,7 +108,8 @@ class Footprint:
             self.base = weights - sum(m.weight.nbytes - _nf4_bytes(m.weight.numel()) for m in quantised)
             self._backbone = Backbone(model, None, experts, as_shapes=True)
             self.experts = _stored(model) - weights
-            self._backbone.add_student(rank, targets, seed=0)
+            if rank:
+                self._backbone.add_student(rank, targets, seed=0)
             self.student = _stored(model) - weights - self.experts
         self._fake = FakeTensorMode()
         with self._fake:
@@ -145,24 +146,30 @@ class Footprint:
         torch.multinomial(logits.softmax(-1), 1)
 
     @torch.no_grad()
-    def score(self, sizes: Sizes) -> int:
-        """Expert and reference of one micro-batch in one pass, beside what earlier micro-batches left."""
+    def score(self, sizes: Sizes, apart: bool = False, ratios: bool = False) -> int:
+        """Expert and reference of one micro-batch in one pass, beside what earlier micro-batches left.
+
+        `apart`: the hidden states of both roles are kept, not their mixture. `ratios`: both are projected, a chunk at a time.
+        """
         rows, tokens = sizes.micro_batch_size, sizes.max_new_tokens
         live = LiveBytes()
         with self._fake, live:
-            kept = torch.empty(2 * max(0, sizes.batch_size - rows) * tokens, self._backbone.hidden_size)
-            roles = [self._roles[i % len(self._roles)] for i in range(rows)] + [REFERENCE] * rows
-            hidden = self._backbone.hidden(sorted(roles), *_ids(2 * rows, sizes))
+            kept = 2 if apart or not self._backbone.head_is_shared else 1
+            left = torch.zeros(kept * sizes.batch_size * tokens, self._backbone.hidden_size)
+            roles = [self._roles[i % len(self._roles)] for i in range(rows)] if self._roles else []
+            roles = sorted([*roles, *[REFERENCE] * rows])
+            hidden = self._backbone.hidden(roles, *_ids(len(roles), sizes))
             own = hidden[:, sizes.prompt_tokens - 1 : -1].reshape(-1, hidden.shape[-1])
-            del hidden
-            mixed = torch.zeros(sizes.batch_size * tokens, own.shape[-1])
-            part = own.float() * 1.0
-            del part
-            self._backbone.logits(own[: rows * PROBED_TOKENS], self._roles[0]).log_softmax(-1)
-            del kept, mixed
+            self._backbone.logits(own[: rows * PROBED_TOKENS], roles[0]).log_softmax(-1)
+            if ratios:
+                log_probs = [self._backbone.logits(own[: sizes.chunk_tokens], roles[0]).log_softmax(-1) for _ in range(2)]
+                torch.stack(log_probs).exp().sum(-1)
+                del log_probs
+            part = own[: rows * tokens].float() * 1.0
+            del part, hidden, left
         return live.peak
 
-    def update(self, sizes: Sizes, estimator: Estimator) -> int:
+    def update(self, sizes: Sizes, estimator: str, top_k: int = 64, apart: bool = False) -> int:
         """Forward and backward of one micro-batch, the gradients of the student included."""
         backbone, tokens = self._backbone, sizes.max_new_tokens
         for parameter in backbone.student_parameters():
@@ -172,16 +179,21 @@ class Footprint:
             target = torch.empty(sizes.batch_size * tokens, backbone.hidden_size)  # of the whole step
             count = sizes.micro_batch_size * tokens
 
-            def target_logits(rows: slice) -> Tensor:
+            def log_q(rows: slice, logits: Tensor) -> Tensor:
                 part = target[:count][rows]
-                if backbone.head_is_shared:
-                    return backbone.logits(part)
-                return backbone.logits(part, self._roles[0]) + backbone.logits(part, REFERENCE)
+                if not apart and backbone.head_is_shared:
+                    return backbone.logits(part).log_softmax(-1)
+                return (backbone.logits(part, *self._roles[:1]) + backbone.logits(part, REFERENCE)).log_softmax(-1)
 
             hidden = backbone.hidden(STUDENT, *_ids(sizes.micro_batch_size, sizes))
             hidden = hidden[:, sizes.prompt_tokens - 1 : -1].reshape(count, -1)  # (n, H)
             ids = torch.zeros(count, dtype=torch.long)
-            backward_in_chunks(hidden, ids, backbone.logits, target_logits, estimator, count, sizes.chunk_tokens)
+            if estimator == HIDDEN:
+                leaf = hidden.detach().requires_grad_()
+                torch.autograd.backward(hidden_distance(leaf, target[:count]).sum())
+                torch.autograd.backward(hidden, leaf.grad)
+            else:
+                backward_in_chunks(hidden, ids, backbone.logits, log_q, estimator_of(estimator, top_k), count, sizes.chunk_tokens)
             del hidden
         return live.peak
 

@@ -8,26 +8,53 @@ At a state s (a prompt plus what the *student* has sampled so far) the student �
 With one teacher and π_kl = π_r = π_0 (the base, adapters off) this is q ∝ π_T^λ · π_0^(1−λ): λ = 0 is the base, λ = 1
 the expert, λ > 1 beyond it. The KL is the reverse one: the student comes first.
 
-All roles share one frozen output head W, and log-normalisers are constant over the vocabulary, so the target is one
-projection: q = softmax(W · (λ h_T + (1−λ) h_0) + b). `mixing_weights` gives those coefficients; `target.py` uses them.
+Roles that share one frozen output head W need one projection for all, as log-normalisers are constant over the vocabulary:
+q = softmax(W · (λ h_T + (1−λ) h_0) + b). `Aim` says which role has which part in the target; `target.py` mixes by it.
 
 N is the number of tokens, V the size of the vocabulary. Every row speaks of one response token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def mixing_weights(alpha: float) -> dict[str, float]:
-    """How much of the logits (or hidden states) of each role is in the target; a role with weight 0 is never run.
+@dataclass(frozen=True)
+class Reward:
+    """One teacher's part in a target: weight · λ · [log π_teacher − log π_against]."""
 
-    λ = 1 needs no reference and λ = 0 needs no teacher.
-    """
-    weights = {"teacher": float(alpha), "reference": 1.0 - float(alpha)}
-    return {role: weight for role, weight in weights.items() if weight != 0}
+    teacher: Any  # a role: any hashable value
+    against: Any
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Aim:
+    """The target in terms of roles: log q = log π_keep + Σ_i w_i λ_i [log π_Ti − log π_ri] − log Z."""
+
+    keep: Any  # the role of π_kl
+    rewards: tuple[Reward, ...]
+
+    def coefficients(self, alphas: Sequence[Any]) -> Mapping[Hashable, Any]:
+        """How much of each role's logits is in the target, for one λ per reward: numbers, or (N,) tensors of one a token.
+
+        A role whose part is the number 0 is left out, so that it is never run: λ = 1 needs no reference, λ = 0 no teacher, and
+        with the teacher itself as reference every λ is 1.
+        """
+        found: dict[Hashable, Any] = {self.keep: 1.0}
+        for reward, alpha in zip(self.rewards, alphas, strict=True):
+            for role, sign in ((reward.teacher, 1.0), (reward.against, -1.0)):
+                found[role] = found.get(role, 0.0) + sign * reward.weight * alpha
+        return {role: weight for role, weight in found.items() if isinstance(weight, Tensor) or weight != 0}
+
+    @property
+    def roles(self) -> tuple[Hashable, ...]:
+        """Everybody who is in it."""
+        return tuple(dict.fromkeys([self.keep, *(role for r in self.rewards for role in (r.teacher, r.against))]))
 
 
 def target_log_probs(
@@ -94,5 +121,72 @@ def sampled(logits: Tensor, log_q: Tensor, ids: Tensor) -> Tensor:
     return -advantage * log_p
 
 
+def forward_kl(logits: Tensor, log_q: Tensor, ids: Tensor) -> Tensor:
+    """The `forward` estimator: KL(q ‖ π_θ) of every state, which covers all that q may say where the reverse one seeks its modes.
+
+    Arguments as for `reverse_kl`; returns (N,) in nats, each ≥ 0.
+    """
+    return (log_q.exp() * (log_q - logits.log_softmax(-1))).sum(-1)
+
+
+def top_k(logits: Tensor, log_q: Tensor, ids: Tensor, k: int) -> Tensor:
+    """The `topk` estimator: reverse KL over the target's k likeliest tokens and one bucket for all others.
+
+    By the log-sum inequality a lower bound of `reverse_kl`, equal to it for k = V. Arguments as there; returns (N,).
+    """
+    top = log_q.topk(min(k, log_q.shape[-1] - 1), dim=-1)
+    log_tail = log_q.scatter(-1, top.indices, float("-inf")).logsumexp(-1)  # (N,)
+    return reverse_kl(logits, spread_tail(logits, top.indices, top.values, log_tail), ids)
+
+
+@torch.no_grad()
+def spread_tail(logits: Tensor, top_ids: Tensor, log_q_top: Tensor, log_q_tail: Tensor) -> Tensor:
+    """The target of which only k tokens and the mass of all others are known, as a whole distribution: its tail shaped as the student's.
+
+    Reverse KL against it has the value and the gradient of the KL over the k + 1 buckets, Σ_k p log(p/q) + P_tail log(P_tail/Q_tail):
+    within the tail log p − log q is the same for every token, log P_tail/Q_tail.
+
+    Args:
+        logits: (N, V) of the student, unnormalised.
+        top_ids: (N, k) the known tokens.
+        log_q_top: (N, k) their log-probabilities.
+        log_q_tail: (N,) the log of the mass of all others.
+
+    Returns:
+        (N, V) log-probabilities.
+    """
+    log_p = logits.log_softmax(-1)
+    log_p_tail = log_p.scatter(-1, top_ids, float("-inf")).logsumexp(-1)  # (N,)
+    return (log_p + (log_q_tail - log_p_tail).unsqueeze(-1)).scatter(-1, top_ids, log_q_top)
+
+
+def cross_entropy(logits: Tensor, log_q: Tensor, ids: Tensor) -> Tensor:
+    """−log π_θ of the given token: what sequence-level distillation and supervised fine-tuning minimise. Returns (N,), nats."""
+    return -logits.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+def hidden_distance(hidden: Tensor, target: Tensor) -> Tensor:
+    """The `hidden` estimator (experimental): half the mean squared distance of last hidden states, (N, H) each; returns (N,).
+
+    No vocabulary is involved. Where both are equal so are π_θ and q, but on the way there this is another metric than the KL: it also
+    pulls along directions that the head ignores (compare arXiv 2606.06021).
+    """
+    return 0.5 * (hidden.float() - target).square().mean(-1)
+
+
 Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]
-ESTIMATORS: dict[str, Estimator] = {"full": reverse_kl, "sampled": sampled}
+HIDDEN = "hidden"  # its loss is made of hidden states, see `hidden_distance`
+ESTIMATORS = ("full", "sampled", "topk", "forward", HIDDEN)
+
+
+def estimator_of(name: str, k: int) -> Estimator:
+    """The loss (logits, log_q, ids) -> (N,) of that name; `k` is for topk. `hidden` measures as `full` does. Raises KeyError."""
+    losses: dict[str, Estimator] = {
+        "full": reverse_kl,
+        "sampled": sampled,
+        "topk": partial(top_k, k=k),
+        "forward": forward_kl,
+        "cross_entropy": cross_entropy,
+        HIDDEN: reverse_kl,
+    }
+    return losses[name]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -117,7 +118,7 @@ def generate(
     """
     ids, mask = encode(backbone, prompts, form)  # (B, P)
     with backbone.role(role) as model:
-        base = model.get_base_model()
+        base = backbone.model
         stored = base.generation_config
         stop_ids = _stop_ids(backbone, stored)
         plain = GenerationConfig(
@@ -145,6 +146,47 @@ def generate(
         response_mask=response_mask,
         capped=~ends.any(1),
         domains=tuple(domains),
+    )
+
+
+def written(backbone: Backbone, prompts: Sequence[str], responses: Sequence[str], domains: Sequence[str], max_new_tokens: int) -> Rollout:
+    """Given responses as a rollout: each is tokenised apart from its prompt, ended, and cut at the limit."""
+    ids, mask = encode(backbone, prompts)  # (B, P)
+    tokenizer = backbone.tokenizer
+    rows = [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in responses]
+    width = min(max(map(len, rows)), max_new_tokens)
+    response = torch.full((len(rows), width), int(tokenizer.pad_token_id), device=ids.device)  # (B, T)
+    for index, row in enumerate(rows):
+        response[index, : len(row)] = torch.tensor(row[:width])
+    lengths = torch.tensor([min(len(row), width) for row in rows], device=ids.device)
+    response_mask = torch.arange(width, device=ids.device) < lengths.unsqueeze(-1)
+    return Rollout(
+        ids=torch.cat([ids, response], dim=1),
+        attention_mask=torch.cat([mask, response_mask.long()], dim=1),
+        response_mask=response_mask,
+        capped=torch.tensor([len(row) > width for row in rows], device=ids.device),
+        domains=tuple(domains),
+    )
+
+
+def joined(parts: Sequence[Rollout], order: Sequence[int], pad: int) -> Rollout:
+    """Rollouts of different prompts as one, row i of it being row `order[i]` of them one after the other. `pad` fills them up."""
+    prompt = max(part.prompt_width for part in parts)
+    longest = max(part.response_mask.shape[1] for part in parts)
+    room = [(prompt - part.prompt_width, longest - part.response_mask.shape[1]) for part in parts]
+    rows = torch.tensor(order, device=parts[0].ids.device)
+
+    def stacked(name: str, value: int) -> Tensor:
+        return torch.cat([F.pad(getattr(part, name), sides, value=value) for part, sides in zip(parts, room, strict=True)])[rows]
+
+    masks = torch.cat([F.pad(part.response_mask, (0, right)) for part, (_, right) in zip(parts, room, strict=True)])
+    domains = [domain for part in parts for domain in part.domains]
+    return Rollout(
+        ids=stacked("ids", pad),
+        attention_mask=stacked("attention_mask", 0),
+        response_mask=masks[rows],
+        capped=torch.cat([part.capped for part in parts])[rows],
+        domains=tuple(domains[row] for row in order),
     )
 
 

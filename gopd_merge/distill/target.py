@@ -1,7 +1,7 @@
-"""The target of every response token, from the hidden states of its expert and of the reference.
+"""The target of every response token, from the hidden states of the roles that its domain's aim names.
 
-Where the roles share one frozen head the target is one vector of H numbers a token: the mixed hidden state. Where a role has a
-head of its own, hidden states are kept per role and the logits are mixed after projecting each by its own head.
+Where the roles of a model share one frozen head the target needs H numbers a token and model: the mixed hidden state. Where a role has
+a head of its own, or log-ratios are bounded, hidden states are kept per role and their logits are mixed after projection.
 """
 
 from collections.abc import Mapping
@@ -10,108 +10,246 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gopd_merge.distill.backbone import REFERENCE, Backbone, expert
-from gopd_merge.distill.objective import mixing_weights
+from gopd_merge.distill.backbone import REFERENCE, Backbone
+from gopd_merge.distill.cast import REMOTE, Cast, Role
+from gopd_merge.distill.objective import Aim, spread_tail
+from gopd_merge.distill.remote_target import top_k_target
+from gopd_merge.distill.reward_scale import bounded_log_ratio, guarded_alpha, token_alpha
 from gopd_merge.distill.rollout import Rollout
 
 PROBED_TOKENS = 8  # of each response, spread evenly: enough for the step's mean reward, little to project
 
 
 @dataclass(frozen=True)
-class Term:
-    """One role's part in the target, for the tokens that have it: `weight` · logits of `role`."""
+class Scale:
+    """λ of a step: by domain, and what changes it from token to token."""
 
-    role: str
-    rows: Tensor  # (n,) token indices, ascending
-    weight: Tensor  # (n,)
-    hidden: Tensor  # (n, H)
+    alphas: Mapping[str, float]
+    by_token: bool = False  # 1 + (λ − 1) · how far teacher and reference are apart
+    deterministic: float | None = None  # probability of its likeliest token above which a teacher is copied, not extrapolated
+    bound: float | None = None  # of |log π_T/π_r|, per token of the vocabulary
+
+    @property
+    def reads_ratios(self) -> bool:
+        """Whether teacher and reference must be projected apart."""
+        return self.by_token or self.deterministic is not None or self.bound is not None
+
+
+@dataclass(frozen=True)
+class Apart:
+    """The target of some tokens by role, where their logits must be mixed after projection."""
+
+    tokens: Tensor  # (n,) indices into the rollout's, ascending
+    aim: Aim
+    alphas: Tensor  # (n, rewards)
+    hidden: Mapping[Role, Tensor]  # (n, H) each
+    bound: float | None
+
+    def logits(self, cast: Cast, rows: Tensor) -> Tensor:
+        """(m, V) unnormalised logits of q for the rows (m,) of these tokens."""
+        alphas = self.alphas[rows].T.unsqueeze(-1)  # (rewards, m, 1)
+        projected = {role: cast.logits(role, hidden[rows]) for role, hidden in self.hidden.items()}
+        if self.bound is None:
+            parts = self.aim.coefficients(list(alphas))
+            return torch.stack([projected[role] * weight for role, weight in parts.items()]).sum(0)  # type: ignore[index]
+        log_probs = {role: logits.log_softmax(-1) for role, logits in projected.items()}
+        total = log_probs[self.aim.keep]
+        for reward, alpha in zip(self.aim.rewards, alphas, strict=True):
+            total = total + reward.weight * alpha * bounded_log_ratio(log_probs[reward.teacher], log_probs[reward.against], self.bound)
+        return total
+
+
+@dataclass(frozen=True)
+class Known:
+    """The target of some tokens where the teacher's server tells only a part of it."""
+
+    tokens: Tensor  # (n,)
+    top_ids: Tensor  # (n, k)
+    log_q_top: Tensor  # (n, k)
+    log_q_tail: Tensor | None  # (n,); None where only the sampled token is known: then log_q_top is not normalised
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the student is brought to. Row n speaks of the n-th response token of the rollout.
+    """What the student is brought to. Row n speaks of the n-th response token of the rollout."""
 
-    Exactly one of `mixed` (shared head) and `terms` (own heads) is there.
-    """
-
-    mixed: Tensor | None  # (N, H) float32
-    terms: tuple[Term, ...]
+    mixed: Mapping[str, Tensor]  # by model: (N, H) float32
+    apart: tuple[Apart, ...]
+    known: tuple[Known, ...]
     probed: Tensor  # (S,) indices of the tokens whose reward is measured
-    teacher_log_prob: Tensor  # (S,) log π_T of the sampled token; NaN where the teacher was not needed
-    reference_log_prob: Tensor  # (S,) log π_0 of it; NaN where the reference was not needed
+    reward: Tensor  # (S,) Σ w log π_T/π_r of the sampled token; NaN where one of them was not needed
+    keep_log_prob: Tensor  # (S,) log π_kl of it; NaN where that was not needed
+    alpha: Tensor  # (N,) the λ that was used, the mean over teachers
+    clipped: Tensor  # (S,) 1 where the bound cut log π_T/π_r of the sampled token, else 0; NaN without a bound
 
-    def logits(self, backbone: Backbone, rows: slice) -> Tensor:
-        """(n, V) unnormalised logits of q for a slice of the tokens, float32."""
-        if self.mixed is not None:
-            return backbone.logits(self.mixed[rows])
-        total: Tensor | None = None
-        for term in self.terms:
-            inside = (term.rows >= rows.start) & (term.rows < rows.stop)
-            logits = backbone.logits(term.hidden[inside], term.role) * term.weight[inside].unsqueeze(-1)
-            if total is None:
-                total = logits.new_zeros(rows.stop - rows.start, logits.shape[-1])
-            total.index_add_(0, term.rows[inside] - rows.start, logits)
-        assert total is not None  # there are terms: the weights of a domain sum to 1
-        return total
+    def log_probs(self, cast: Cast, rows: Tensor, student_logits: Tensor) -> Tensor:
+        """(n, V) log q of the tokens `rows` (n,), float32. What a remote teacher did not tell is filled in from the student's logits."""
+        log_q = torch.full_like(student_logits, float("nan"))
+        if self.mixed:
+            parts = [cast.logits(Role(REFERENCE, model), mixed[rows]) for model, mixed in self.mixed.items()]
+            log_q = torch.stack(parts).sum(0).log_softmax(-1) if len(parts) > 1 else parts[0].log_softmax(-1)
+        for part in self.apart:
+            here, there = _where(part.tokens, rows)
+            if len(here):
+                log_q[here] = part.logits(cast, there).log_softmax(-1)
+        for known in self.known:
+            here, there = _where(known.tokens, rows)
+            if not len(here):
+                continue
+            ids, top = known.top_ids[there], known.log_q_top[there]
+            if known.log_q_tail is None:
+                log_q[here] = torch.full_like(student_logits[here], float("nan")).scatter(-1, ids, top)
+            else:
+                log_q[here] = spread_tail(student_logits[here], ids, top, known.log_q_tail[there])
+        return log_q
+
+
+def unscored(rollout: Rollout) -> Target:
+    """For a loss that has no target: all of it unknown."""
+    unknown = torch.full((rollout.num_tokens,), float("nan"), device=rollout.ids.device)
+    probed = _probed_tokens(rollout)
+    return Target({}, (), (), probed, unknown[probed], unknown[probed], unknown, unknown[probed])
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The tokens of one domain in one micro-batch."""
+
+    tokens: Tensor  # (n,) indices into the rollout's
+    ids: Tensor  # (n,)
+    aim: Aim
+    alphas: Tensor  # (n, rewards)
+    hidden: Mapping[Role, Tensor]  # (n, H)
 
 
 @torch.no_grad()
-def score(backbone: Backbone, rollout: Rollout, alphas: Mapping[str, float], micro_batch_size: int) -> Target:
-    """Score every response by its own domain's expert and by the reference, both in one mixed batch.
+def score(cast: Cast, rollout: Rollout, scale: Scale, micro_batch_size: int, chunk_tokens: int, top_k: int = 0) -> Target:
+    """Score every response by the roles of its own domain's aim, those of one model in one mixed batch.
 
     Args:
-        backbone: with all experts on it.
+        cast: with an aim for each domain of the rollout. Raises KeyError for a domain without one.
         rollout: B prompts and responses.
-        alphas: λ by domain. Raises KeyError for a domain without one.
+        scale: λ.
         micro_batch_size: responses scored at once; each is run once per role that its target needs.
+        chunk_tokens: tokens projected at once, where λ looks at log-ratios.
+        top_k: tokens that a remote teacher is asked for at each place; 0: the sampled one alone.
     """
-    ids = rollout.response_ids()  # (N,)
-    terms: list[Term] = []
-    start_token = 0
+    num_tokens, device = rollout.num_tokens, rollout.ids.device
+    mixed: dict[str, Tensor] = {}
+    apart: list[Apart] = []
+    known: list[Known] = []
+    probed = _probed_tokens(rollout)
+    reward, keep, alpha, clipped = torch.full((4, num_tokens), float("nan"), device=device)
+    first_token = 0
     for start in range(0, len(rollout.domains), micro_batch_size):
         part = rollout.rows(start, start + micro_batch_size)
-        terms.extend(_score_part(backbone, part, alphas, start_token))
-        start_token += part.num_tokens
-    mixed = None
-    if backbone.head_is_shared:
-        mixed = torch.zeros(len(ids), terms[0].hidden.shape[-1], device=ids.device)
-        for term in terms:
-            mixed.index_add_(0, term.rows, term.hidden.float() * term.weight.unsqueeze(-1))
-    probed = _probed_tokens(rollout)
-    teacher, reference = _probe(backbone, terms, ids, probed)
-    return Target(mixed, () if mixed is not None else tuple(terms), probed, teacher, reference)
+        for domain, one in _score_part(cast, part, scale, first_token, chunk_tokens).items():
+            alpha[one.tokens] = one.alphas.mean(-1)
+            if domain in cast.remote:
+                told, log_teacher, log_keep = _ask_remote(cast, domain, part, one, top_k, chunk_tokens)
+                known.append(told)
+                reward[one.tokens], keep[one.tokens] = log_teacher - log_keep, log_keep
+                continue
+            _probe(cast, one, torch.isin(one.tokens, probed), scale.bound, reward, keep, clipped)
+            if scale.bound is None and cast.can_mix(one.aim):
+                for role, weight in one.aim.coefficients(list(one.alphas.T.unsqueeze(-1))).items():
+                    hidden = one.hidden.get(role)  # type: ignore[call-overload] # roles are of our kind here
+                    if hidden is not None:  # a role whose part is zero everywhere was not run
+                        total = mixed.setdefault(role.model, torch.zeros(num_tokens, hidden.shape[-1], device=device))  # type: ignore[attr-defined]
+                        total.index_add_(0, one.tokens, hidden.float() * weight)
+            else:
+                apart.append(Apart(one.tokens, one.aim, one.alphas, one.hidden, scale.bound))
+        first_token += part.num_tokens
+    return Target(mixed, tuple(apart), tuple(known), probed, reward[probed], keep[probed], alpha, clipped[probed])
 
 
-def _score_part(backbone: Backbone, part: Rollout, alphas: Mapping[str, float], start_token: int) -> list[Term]:
-    """The terms of one micro-batch: its rows are repeated once for each role that they need."""
+def _score_part(cast: Cast, part: Rollout, scale: Scale, first_token: int, chunk_tokens: int) -> dict[str, _Scored]:
+    """The micro-batch by domain: its rows are repeated once for each role that they need."""
+    rows_of: dict[Role, list[int]] = {}
+    for row, domain in enumerate(part.domains):
+        for role in _needed(cast.aims[domain], scale, domain):
+            rows_of.setdefault(role, []).append(row)
+    hidden = cast.hidden(rows_of, part.ids, part.attention_mask)
     lengths = part.response_mask.sum(1)  # (b,)
     token_row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)  # (n,)
-    terms = []
-    rows_of: dict[str, list[int]] = {}
-    weight_of = torch.zeros(2, len(lengths), device=lengths.device)  # teacher, reference
-    for row, domain in enumerate(part.domains):
-        for kind, weight in mixing_weights(alphas[domain]).items():
-            rows_of.setdefault(expert(domain) if kind == "teacher" else REFERENCE, []).append(row)
-            weight_of[int(kind == "reference"), row] = weight
-    roles = [role for role, rows in rows_of.items() for _ in rows]
-    index = torch.tensor([row for rows in rows_of.values() for row in rows], device=lengths.device)
-    hidden = backbone.hidden(roles, part.ids[index], part.attention_mask[index])  # (rows of all roles, P + T, H)
-    begin = 0
-    for role, rows in rows_of.items():
-        own = hidden[begin : begin + len(rows)]
-        begin += len(rows)
+    ids = part.response_ids()
+    scored = {}
+    for domain in sorted(set(part.domains)):
+        aim = cast.aims[domain]
+        rows = [row for row, other in enumerate(part.domains) if other == domain]
         at = torch.tensor(rows, device=lengths.device)
+        tokens = torch.isin(token_row, at).nonzero().squeeze(1)  # (n',) in the order in which hidden states are compacted
         mask = part.response_mask[at]  # (b', T)
-        tokens = torch.isin(token_row, at).nonzero().squeeze(1)  # (n',) in the order in which `own` is compacted
-        terms.append(
-            Term(
-                role=role,
-                rows=tokens + start_token,
-                weight=weight_of[int(role == REFERENCE)][token_row[tokens]],
-                hidden=own[:, part.prompt_width - 1 : -1][mask],
-            )
-        )
-    return terms
+        own = {}
+        for role in _needed(aim, scale, domain):
+            places = torch.tensor([rows_of[role].index(row) for row in rows], device=lengths.device)
+            own[role] = hidden[role][places, part.prompt_width - 1 : -1][mask]  # (n', H)
+        alphas = torch.full((len(tokens), len(aim.rewards)), scale.alphas[domain], device=lengths.device)
+        if scale.by_token or scale.deterministic is not None:
+            alphas = _by_token(cast, aim, scale, alphas, own, chunk_tokens)
+        scored[domain] = _Scored(tokens + first_token, ids[tokens], aim, alphas, own)
+    return scored
+
+
+def _needed(aim: Aim, scale: Scale, domain: str) -> list[Role]:
+    """The roles that must be run here for a domain's prompts."""
+    if any(reward.teacher.model == REMOTE for reward in aim.rewards):
+        return [aim.keep]
+    roles = aim.roles if scale.reads_ratios else aim.coefficients([scale.alphas[domain]] * len(aim.rewards))
+    return list(roles)  # type: ignore[arg-type] # roles are of our kind here
+
+
+def _by_token(cast: Cast, aim: Aim, scale: Scale, alphas: Tensor, hidden: Mapping[Role, Tensor], chunk_tokens: int) -> Tensor:
+    """λ of every token and teacher, (n, rewards)."""
+    found = alphas.clone()
+    for start in range(0, len(alphas), chunk_tokens):
+        rows = slice(start, start + chunk_tokens)
+        for column, reward in enumerate(aim.rewards):
+            log_teacher, log_ref = (cast.logits(r, hidden[r][rows]).log_softmax(-1) for r in (reward.teacher, reward.against))
+            if scale.by_token:
+                found[rows, column] = token_alpha(found[rows, column], log_teacher, log_ref)
+            if scale.deterministic is not None:
+                found[rows, column] = guarded_alpha(found[rows, column], log_teacher, scale.deterministic)
+    return found
+
+
+def _probe(cast: Cast, one: _Scored, inside: Tensor, bound: float | None, reward: Tensor, keep: Tensor, clipped: Tensor) -> None:
+    """Write what is measured of the probed tokens among `one`'s, where the roles for it were run."""
+    tokens, ids = one.tokens[inside], one.ids[inside].unsqueeze(-1)
+    log_probs = {role: cast.logits(role, h[inside]).log_softmax(-1).gather(-1, ids).squeeze(-1) for role, h in one.hidden.items()}
+    if one.aim.keep in log_probs:
+        keep[tokens] = log_probs[one.aim.keep]
+    if all(r.teacher in log_probs and r.against in log_probs for r in one.aim.rewards):
+        ratios = [log_probs[r.teacher] - log_probs[r.against] for r in one.aim.rewards]  # (s,) each
+        weights = [r.weight for r in one.aim.rewards]
+        reward[tokens] = torch.stack([ratio * weight for ratio, weight in zip(ratios, weights, strict=True)]).sum(0)
+        if bound is not None:
+            clipped[tokens] = (torch.stack(ratios).abs() > bound).any(0).float()
+
+
+def _ask_remote(cast: Cast, domain: str, part: Rollout, one: _Scored, top_k: int, chunk_tokens: int) -> tuple[Known, Tensor, Tensor]:
+    """What a remote teacher tells of one domain's tokens: the target from it, log π_T and log π_kl of the sampled tokens (n,)."""
+    rows = [row for row, other in enumerate(part.domains) if other == domain]
+    sequences = [part.ids[row][part.attention_mask[row].bool()].tolist() for row in rows]  # without padding
+    starts = [len(ids) - int(part.response_mask[row].sum()) for ids, row in zip(sequences, rows, strict=True)]
+    told = cast.remote[domain].score(sequences, starts)
+    device = one.ids.device
+    log_teacher = told.log_probs.to(device)  # (n,)
+    alpha, ids = one.alphas[:, 0], one.ids.unsqueeze(-1)
+    log_keep = torch.zeros_like(log_teacher)
+    tops, tails = [], []
+    for start in range(0, len(ids), chunk_tokens):
+        at = slice(start, start + chunk_tokens)
+        log_ref = cast.logits(one.aim.keep, one.hidden[one.aim.keep][at]).log_softmax(-1)  # (m, V)
+        log_keep[at] = log_ref.gather(-1, ids[at]).squeeze(-1)
+        if top_k:
+            top, tail = top_k_target(told.top_ids[at].to(device), told.top_log_probs[at].to(device), log_ref, float(alpha[0]))
+            tops.append(top)
+            tails.append(tail)
+    if top_k:
+        return Known(one.tokens, told.top_ids.to(device), torch.cat(tops), torch.cat(tails)), log_teacher, log_keep
+    log_q = alpha * log_teacher + (1 - alpha) * log_keep  # less log Z, which has no part in the gradient
+    return Known(one.tokens, ids, log_q.unsqueeze(-1), None), log_teacher, log_keep
 
 
 @torch.no_grad()
@@ -130,6 +268,13 @@ def mean_rewards(backbone: Backbone, rollout: Rollout, role: str, micro_batch_si
     return means
 
 
+def _where(tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of `rows` are among `tokens` (ascending both), and where there."""
+    places = torch.searchsorted(tokens, rows).clamp(max=max(0, len(tokens) - 1))
+    here = (tokens[places] == rows).nonzero().squeeze(1) if len(tokens) else rows[:0]
+    return here, places[here]
+
+
 def _probed_tokens(rollout: Rollout) -> Tensor:
     """(S,) at most PROBED_TOKENS of each response, evenly spread."""
     chosen = []
@@ -139,14 +284,3 @@ def _probed_tokens(rollout: Rollout) -> Tensor:
         chosen += [begin + (2 * i + 1) * length // (2 * count) for i in range(count)]
         begin += length
     return torch.tensor(chosen, device=rollout.ids.device)
-
-
-def _probe(backbone: Backbone, terms: list[Term], ids: Tensor, probed: Tensor) -> tuple[Tensor, Tensor]:
-    """log π_T and log π_0 of the probed tokens, (S,) each."""
-    found = torch.full((2, len(ids)), float("nan"), device=ids.device)
-    for term in terms:
-        inside = torch.isin(term.rows, probed)
-        tokens = term.rows[inside]
-        log_probs = backbone.logits(term.hidden[inside], term.role).log_softmax(-1)
-        found[int(term.role == REFERENCE), tokens] = log_probs.gather(-1, ids[tokens].unsqueeze(-1)).squeeze(-1)
-    return found[0, probed], found[1, probed]

@@ -1,38 +1,93 @@
 """One optimiser step: the student's pass over its own rollout, the loss in chunks, clipping, and what is worth logging."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from gopd_merge.distill.backbone import STUDENT, Backbone
-from gopd_merge.distill.fused import TokenStatistics, backward_in_chunks
-from gopd_merge.distill.objective import Estimator
+from gopd_merge.config import BASE
+from gopd_merge.distill.backbone import STUDENT
+from gopd_merge.distill.cast import Cast
+from gopd_merge.distill.fused import TokenStatistics, backward_in_chunks, backward_through_hidden
+from gopd_merge.distill.objective import HIDDEN, estimator_of
 from gopd_merge.distill.rollout import Rollout
 from gopd_merge.distill.target import Target
 from gopd_merge.errors import GopdError
 
+Domains = Mapping[str, Mapping[str, float | None]]  # metrics by domain
+
 
 def accumulate_gradient(
-    backbone: Backbone, rollout: Rollout, target: Target, estimator: Estimator, micro_batch_size: int, chunk_tokens: int
+    cast: Cast,
+    rollout: Rollout,
+    target: Target,
+    estimator: str,
+    micro_batch_size: int,
+    chunk_tokens: int,
+    top_k: int = 64,
+    rows: range | None = None,
 ) -> TokenStatistics:
-    """Add the gradient of the step's mean loss to the student's parameters. The micro-batch and chunk size change no value."""
+    """Add the gradient of the step's mean loss to the student's parameters. The micro-batch and chunk size change no value.
+
+    With `rows` only these rows' part of it, of a step of the same number of tokens.
+    """
+    rows = rows or range(len(rollout.domains))
+    loss = estimator_of(estimator, top_k)
     num_tokens = rollout.num_tokens
     statistics = []
-    begin = 0  # the micro-batch's first token among those of the rollout
-    for start in range(0, len(rollout.domains), micro_batch_size):
-        part = rollout.rows(start, start + micro_batch_size)
-        hidden = part.predicting(backbone.hidden(STUDENT, part.ids, part.attention_mask))  # (n, H)
+    first = int(rollout.response_mask[: rows.start].sum())  # the micro-batch's first token among those of the rollout
+    for start in range(rows.start, rows.stop, micro_batch_size):
+        part = rollout.rows(start, min(start + micro_batch_size, rows.stop))
+        hidden = part.predicting(cast.backbone.hidden(STUDENT, part.ids, part.attention_mask))  # (n, H)
+        tokens = torch.arange(first, first + len(hidden), device=hidden.device)
 
-        def target_logits(rows: slice, begin: int = begin, end: int = begin + len(hidden)) -> Tensor:
-            return target.logits(backbone, slice(begin + rows.start, min(begin + rows.stop, end)))
+        def log_q(rows: slice | Tensor, logits: Tensor, tokens: Tensor = tokens) -> Tensor:
+            return target.log_probs(cast, tokens[rows], logits)
 
-        statistics.append(
-            backward_in_chunks(hidden, part.response_ids(), backbone.logits, target_logits, estimator, num_tokens, chunk_tokens)
-        )
-        begin += len(hidden)
-    return TokenStatistics(*(torch.cat([getattr(s, name) for s in statistics]) for name in ("kl", "entropy", "log_prob")))
+        ids, head = part.response_ids(), cast.student_logits
+        if estimator == HIDDEN:
+            measured = torch.isin(tokens, target.probed).nonzero().squeeze(1)
+            mixed = target.mixed[BASE][tokens]
+            statistics.append(backward_through_hidden(hidden, mixed, ids, head, log_q, measured, num_tokens))
+        else:
+            statistics.append(backward_in_chunks(hidden, ids, head, log_q, loss, num_tokens, chunk_tokens))
+        first += len(hidden)
+    return TokenStatistics.joined(statistics)
+
+
+def accumulate_balanced(
+    cast: Cast,
+    rollout: Rollout,
+    target: Target,
+    estimator: str,
+    micro_batch_size: int,
+    chunk_tokens: int,
+    top_k: int = 64,
+) -> tuple[TokenStatistics, dict[str, float]]:
+    """The same with every domain's gradient rescaled to their mean norm, so that no teacher drowns the others. Clears what was there.
+
+    The rows of a domain must follow each other. Returns the norms too, as they were before.
+    """
+    parameters = cast.backbone.student_parameters()
+    statistics, gradients = [], {}
+    for begin, end in pairwise(domain_edges(rollout.domains)):
+        for parameter in parameters:
+            parameter.grad = None
+        statistics.append(accumulate_gradient(cast, rollout, target, estimator, micro_batch_size, chunk_tokens, top_k, range(begin, end)))
+        gradients[rollout.domains[begin]] = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    norms = {domain: float(torch.nn.utils.get_total_norm(gradient)) for domain, gradient in gradients.items()}
+    moved = [norm for norm in norms.values() if norm > 0]
+    scales = {domain: sum(moved) / len(moved) / norm if norm > 0 else 1.0 for domain, norm in norms.items()}
+    for index, parameter in enumerate(parameters):
+        parameter.grad = torch.stack([gradient[index] * scales[domain] for domain, gradient in gradients.items()]).sum(0)
+    return TokenStatistics.joined(statistics), norms
+
+
+def domain_edges(domains: Sequence[str]) -> list[int]:
+    """Where runs of one domain begin, and the end."""
+    return [0, *(i for i in range(1, len(domains)) if domains[i] != domains[i - 1]), len(domains)]
 
 
 def default_learning_rate(hidden_size: int) -> float:
@@ -53,15 +108,15 @@ def optimizer_step(parameters: list[torch.nn.Parameter], optimizer: torch.optim.
     return norm
 
 
-def domain_metrics(rollout: Rollout, target: Target, statistics: TokenStatistics) -> Mapping[str, Mapping[str, float | None]]:
+def domain_metrics(rollout: Rollout, target: Target, statistics: TokenStatistics) -> dict[str, dict[str, float | None]]:
     """By domain: the means over its response tokens (nats a token) and its responses' lengths.
 
-    `reward` is log π_T/π_0 and `drift` log π_θ/π_0 of the sampled tokens, on the probed ones; None where λ made one of the
-    two passes unnecessary.
+    `reward` is log π_T/π_r and `drift` log π_θ/π_kl of the sampled tokens, on the probed ones. `hidden_grad_norm` is the norm of the
+    loss's gradient with respect to the domain's hidden states: which teacher pulls how hard. None where λ, the estimator or a remote
+    teacher made a number unnecessary or unknown.
     """
     lengths = rollout.response_mask.sum(1)  # (B,)
-    drift = statistics.log_prob[target.probed] - target.reference_log_prob  # (S,)
-    reward = target.teacher_log_prob - target.reference_log_prob  # (S,)
+    drift = statistics.log_prob[target.probed] - target.keep_log_prob  # (S,)
     metrics = {}
     for domain in sorted(set(rollout.domains)):
         rows = torch.tensor([d == domain for d in rollout.domains], device=lengths.device)  # (B,)
@@ -69,15 +124,24 @@ def domain_metrics(rollout: Rollout, target: Target, statistics: TokenStatistics
         probed = tokens[target.probed]  # (S,)
         metrics[domain] = {
             "kl_to_target": _mean(statistics.kl[tokens]),
-            "reward": _mean(reward[probed]),
+            "reward": _mean(target.reward[probed]),
             "drift": _mean(drift[probed]),
             "entropy": _mean(statistics.entropy[tokens]),
             "response_length": _mean(lengths[rows].float()),
             "capped": _mean(rollout.capped[rows].float()),
+            "alpha": _mean(target.alpha[tokens]),
+            "clipped_share": _mean(target.clipped[probed]),
+            "hidden_grad_norm": float(statistics.squared_gradient[tokens].sum().sqrt()),
         }
     return metrics
 
 
+def mean_kl(statistics: TokenStatistics) -> float | None:
+    """Over all tokens of a step whose KL to the target is known."""
+    return _mean(statistics.kl)
+
+
 def _mean(values: Tensor) -> float | None:
-    mean = float(values.mean())
+    """Of those that are known."""
+    mean = float(values.nanmean())
     return None if math.isnan(mean) else mean

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,23 +36,24 @@ class Base:
 
 
 def resolve_base(
-    experts: list[Expert], override: str | None, fetched: Literal["all", "headers", "nothing"] = "all", quantize: str = "nf4"
+    experts: Sequence[Expert], override: str | None, fetched: Literal["all", "headers", "nothing"] = "all", quantize: str = "nf4"
 ) -> Base:
-    """The base of all experts, to be held in memory as `quantize` says.
+    """The base of all experts, to be held in memory as `quantize` says. Without experts, the one that `override` names.
 
     One that is on the Hub is fetched: all of it, or only what says whether the experts fit it (the headers of its weights,
     its config and tokenizer), or nothing, its location being its name then.
     Raises InputError when the experts name different ones, or when their shapes do not fit it.
     """
-    first = experts[0]
-    for expert in experts[1:]:
+    if not experts and override is None:
+        raise InputError("no adapter here says which base the student is for; name it with --base")
+    for first, expert in pairwise(experts):
         if override is None and _find(expert) != _find(first):
             raise InputError(
                 f"{expert.name} was trained on {_named(expert)}, {first.name} on {_named(first)}; experts must share one base. "
                 f"Train {expert.name} on {_named(first)}, or merge it with experts of its own base"
             )
     _check_saved_apart(experts)
-    found = _locate(override, Path.cwd()) if override else _find(first)
+    found = _locate(override, Path.cwd()) if override else _find(experts[0])
     if not os.path.isdir(found):
         if not is_hub_id(found):
             whose = "" if override else ", but the experts name it as their base"
@@ -64,7 +66,7 @@ def resolve_base(
         is_here = fetched == "all" or any(folder.glob("*.safetensors"))
         shapes, size = _read_shapes(folder) if is_here else fetch_shapes(snapshot)
     else:
-        base = Base(override or first.base_name, found)
+        base = Base(override or experts[0].base_name, found)
         folder = Path(found)
         shapes, size = _read_shapes(folder)
     config = _read_settings(folder)
@@ -79,6 +81,18 @@ def resolve_base(
     warnings = [chat_template_warning(e.name, e.path, folder) for e in experts]
     warnings += [training_warning(e.name, e.path, quantize) for e in experts]
     return replace(base, warnings=tuple(warning for warning in warnings if warning), weight_bytes=size)
+
+
+def linear_kinds(base: Base) -> tuple[str, ...]:
+    """Last parts of the names of the linear layers in a local base's blocks, sorted: what a student adapts where no expert says."""
+    shapes, _ = _read_shapes(Path(base.location))
+    names = [name.removesuffix(".weight").split(".") for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2]
+    return tuple(sorted({parts[-1] for parts in names if any(part.isdigit() for part in parts)}))
+
+
+def is_model(name: str) -> bool:
+    """Whether a folder holds a model, not an adapter."""
+    return os.path.isfile(os.path.join(name, "config.json")) and not os.path.isfile(os.path.join(name, CONFIG))
 
 
 def check_patterns_on(expert: Expert, modules: Iterable[str]) -> None:
@@ -228,7 +242,7 @@ def _check_shapes(expert: Expert, shapes: dict[str, list[int]], base: Base) -> N
             )
 
 
-def _check_saved_apart(experts: list[Expert]) -> None:
+def _check_saved_apart(experts: Sequence[Expert]) -> None:
     """PEFT puts either whole copies or LoRAs on a module, not both. The student adapts what any expert adapts."""
     for expert in experts:
         for other in experts:

@@ -26,6 +26,24 @@ def check_tokenizer(name: str, expert: Path, base: Path) -> None:
         )
 
 
+def check_same_tokenizer(name: str, model: Path, other_name: str, other: Path) -> None:
+    """Raises InputError for two models that do not read one and the same token ids.
+
+    Their log-probabilities speak of different texts then, and nothing can be distilled token by token.
+    """
+    ours, theirs = (_vocabulary(folder / TOKENIZER) for folder in (model, other))
+    if not ours or not theirs:
+        raise InputError(
+            f"{(name if not ours else other_name)}: has no {TOKENIZER} to compare; save it with the tokenizers library's format"
+        )
+    differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    if differing:
+        raise InputError(
+            f"{name} and {other_name} have different tokenizers ({len(differing):,} tokens, such as {differing[0]!r}): a teacher scores the "
+            "student's tokens one by one, so both must read the same; take models of one family, or learn the answers: --method seqkd on one base"
+        )
+
+
 def chat_template_warning(name: str, expert: Path, base: Path) -> str | None:
     """A sentence if both have a chat template and they differ: prompts are then formatted unlike in the expert's training."""
     ours, theirs = _chat_template(expert), _chat_template(base)

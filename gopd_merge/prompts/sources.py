@@ -28,6 +28,7 @@ class Prompt(BaseModel):
     tests: str | list[str] | None = None  # Python with asserts that call the function `entry_point`
     entry_point: str | None = None
     stub: str | None = None  # the code that the prompt wraps in words; an answer may go on where it ends
+    response: str | None = None  # a whole answer, as --method sft learns it
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,14 @@ def read_prompts(domain: str, path: Path) -> PromptSet:
     return PromptSet(domain, path, tuple(prompts))
 
 
-def training_prompts(domain: str, adapter: Path, override: str | None) -> PromptSet:
-    """The named file, else the prompts that come with the adapter."""
+def training_prompts(domain: str, adapter: Path | None, override: str | None) -> PromptSet:
+    """The named file, else the prompts that come with the adapter, if that is here. Raises InputError."""
+    if adapter is None:
+        if override is None:
+            raise InputError(
+                f"{domain}: its expert is behind a server, so no prompts come with it; name some with --prompts {domain}=FILE.jsonl"
+            )
+        return read_prompts(domain, Path(override))
     own = adapter / "prompts" / "train.jsonl"
     if override is None and not own.is_file():
         raise InputError(f"{adapter}: no prompts come with this adapter ({own} is missing); name some with --prompts {domain}=FILE.jsonl")

@@ -62,12 +62,20 @@ class Progress(Silent):
         ]
         self._print(columns(rows))
         precision = "NF4" if config.quantize == "nf4" else "full precision"
-        self._print(f"base     {inputs.base.name}, {precision}, once in memory; reference: the same, adapters off")
+        if inputs.teacher_base:
+            self._print(f"teachers {inputs.teacher_base.name}, {precision}, with the experts; student on {inputs.base.name}")
+        else:
+            self._print(f"base     {inputs.base.name}, {precision}, once in memory; reference: the same, adapters off")
         self._print("prompts  " + " · ".join(f"{s.domain} {len(s.prompts):,}" for s in inputs.prompts))
-        alphas = ", ".join(f"{d} {config.alpha_of(d):g}" for d in config.domains) if isinstance(config.alpha, dict) else f"{config.alpha:g}"
+        alpha = config.alpha
+        alphas = ", ".join(f"{d} {a:g}" for d, a in sorted(alpha.items())) if isinstance(alpha, dict) else str(alpha)
+        begun = "fresh" if config.start == "none" else f"begun at {config.start}"
         self._print(
-            f"plan     {config.steps} steps × {config.batch_size} prompts, α = {alphas}; student: fresh LoRA, rank {inputs.lora_rank}"
+            f"plan     {config.steps} steps × {config.batch_size} prompts, α = {alphas}; student: LoRA, {begun}, rank {inputs.lora_rank}"
         )
+        if config.method != "exopd" or config.changes:
+            changes = [f"--{name.replace('_', '-')} {value}" for name, value in config.changes.items()]
+            self._print("method   " + " ".join([config.method, *changes]))
 
     def planned(self, forecast: Any) -> None:
         tight = ": freed blocks are returned at once, which takes time" if forecast.is_tight else ""
@@ -80,7 +88,8 @@ class Progress(Silent):
         self._print(f"note     {text}")
 
     def step(self, step: int, steps: int, metrics: Mapping[str, Any]) -> None:
-        detail = "KL to target " + " · ".join(f"{d} {m['kl_to_target']:.4f}" for d, m in metrics["domains"].items())
+        gaps = [f"{d} {m['kl_to_target']:.4f}" for d, m in metrics["domains"].items() if m["kl_to_target"] is not None]
+        detail = "KL to target " + " · ".join(gaps) if gaps else "KL to target unknown"
         rewards = [f"{d} {m['reward']:+.3f}" for d, m in metrics["domains"].items() if m["reward"] is not None]
         detail += (", reward " + " · ".join(rewards) if rewards else "") + f", {metrics['tokens_per_second']:,.0f} tokens/s"
         self._advance("merging", step, steps, detail)

@@ -12,7 +12,12 @@ NAMES = {
     "expo": "ExPO",
     "opd": "merged",
     "exopd": "merged",
+    "seqkd": "sequence-level distillation",
+    "sft": "fine-tuned on the data",
+    "rkl": "reverse KL on the experts' answers",
+    "alternate": "one domain after the other",
 }
+WITHOUT_ALPHA = ("seqkd", "sft")
 
 
 def label_of(method: str, alpha: float | None, parameters: Mapping[str, Any] | None = None) -> str:
@@ -21,6 +26,8 @@ def label_of(method: str, alpha: float | None, parameters: Mapping[str, Any] | N
     if name:
         return f"{name} expert" if kind == "expert" else name
     name = NAMES.get(method, method.replace("_", " "))
+    if method in WITHOUT_ALPHA:
+        return name
     by_domain = (parameters or {}).get("alpha", {})
     text = ", ".join(f"{domain} {value:g}" for domain, value in by_domain.items()) if alpha is None else f"{alpha:g}"
     return f"{name}, α = {text}" if text else name

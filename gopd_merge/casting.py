@@ -1,0 +1,121 @@
+"""Who plays which role in a merge: the config's words for teachers, references and start become loaded models and aims."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from gopd_merge.config import BASE, TEACHER_BASE, MergeConfig
+from gopd_merge.distill.backbone import REFERENCE, START, Backbone, expert
+from gopd_merge.distill.cast import REMOTE, Cast, Role
+from gopd_merge.distill.objective import HIDDEN, Aim, Reward
+from gopd_merge.distill.remote import RemoteTeacher
+from gopd_merge.errors import InputError
+from gopd_merge.experts.base import Base, load_base
+from gopd_merge.experts.deltas import Updates, load_updates, truncated
+from gopd_merge.experts.intake import Expert
+from gopd_merge.experts.static import RIVALS
+from gopd_merge.forecast import resolve_device
+from gopd_merge.plan import Inputs
+
+
+@contextmanager
+def assembled(backbone: Backbone, config: MergeConfig, inputs: Inputs, note: Callable[[str], None]) -> Iterator[Cast]:
+    """Everybody that the config asks for beside the student's backbone, loaded for as long as the block lasts.
+
+    A student that does not begin at the base is put at its start. `note` is told what the user should know. Raises InputError for roles
+    that cannot be had, GopdError for a server that does not answer.
+    """
+    models = {BASE: backbone} | {name: _load(base, experts, config) for name, (base, experts) in inputs.other_models.items()}
+    adapters = [one for one in inputs.references.values() if isinstance(one, Expert)]
+    home = models[TEACHER_BASE if inputs.teacher_base else BASE]
+    for one in adapters:
+        home.load_adapter(one.path, one.domain)
+    warm = config.start != "none"
+    if warm:
+        backbone.start_student(_starting_point(config, inputs, note))
+    try:
+        cast = Cast(models, aims_of(config, inputs), _remote_teachers(config, inputs, backbone, note))
+        _check(cast, config)
+        if "teacher" in (config.reference, config.kl_reference) and config.kl_reference in (None, "teacher"):
+            note("the teacher is its own reference: α cancels, this is plain OPD")
+        yield cast
+    finally:
+        for role in [*(one.domain for one in adapters)]:
+            home.remove(role)
+        if warm:
+            backbone.remove(START)
+
+
+def aims_of(config: MergeConfig, inputs: Inputs) -> dict[str, Aim]:
+    """Each domain's target in terms of roles."""
+    home = TEACHER_BASE if inputs.teacher_base else BASE
+    teachers = {d: Role(expert(d), REMOTE if d in inputs.remote else home) for d in config.domains}
+    default = TEACHER_BASE if inputs.teacher_base else BASE
+
+    def role(name: str, domain: str) -> Role:
+        if name in inputs.references:
+            found = inputs.references[name]
+            return Role(REFERENCE, name) if isinstance(found, Base) else Role(found.domain, home)
+        if name == "student-start":
+            return Role(START if config.start != "none" else REFERENCE)
+        return {BASE: Role(REFERENCE), TEACHER_BASE: Role(REFERENCE, TEACHER_BASE), "teacher": teachers[domain]}[name]
+
+    def aim(domain: str) -> Aim:
+        against = role(config.reference or default, domain)
+        taught_by = config.domains if config.rotate == "all" else (domain,)
+        rewards = tuple(Reward(teachers[other], against, config.weights.get(other, 1.0)) for other in taught_by)
+        return Aim(role(config.kl_reference, domain) if config.kl_reference else against, rewards)
+
+    return {domain: aim(domain) for domain in config.domains}
+
+
+def load_teachers(config: MergeConfig, inputs: Inputs) -> Backbone:
+    """The larger base with the experts, of a merge from strong to weak."""
+    assert inputs.teacher_base is not None
+    return _load(inputs.teacher_base, inputs.experts, config)
+
+
+def _load(base: Base, experts: tuple[Expert, ...], config: MergeConfig) -> Backbone:
+    model, tokenizer = load_base(base, config.quantize, resolve_device(config.device))
+    backbone = Backbone(model, tokenizer, experts)
+    backbone.check_head()
+    return backbone
+
+
+def _starting_point(config: MergeConfig, inputs: Inputs, note: Callable[[str], None]) -> Updates:
+    """The updates that the student begins with, none of more ranks than it has."""
+    if inputs.start:
+        updates = load_updates(inputs.start)
+    else:
+        rival = RIVALS[config.start]
+        merged = rival.build([load_updates(e) for e in inputs.experts], middle_of(rival.grid), inputs.lora_rank)
+        updates = merged.updates
+        if merged.lost > 0:
+            note(f"--start {config.start}: {100 * merged.lost:.1f} % of its squared norm do not fit into rank {inputs.lora_rank}")
+    cut, total, missed = {}, 0.0, 0.0
+    for module, update in updates.items():
+        cut[module], lost = truncated(update, inputs.lora_rank) if len(update.a) > inputs.lora_rank else (update, 0.0)
+        total, missed = total + float((update.b.T @ update.b * (update.a @ update.a.T)).sum()), missed + lost
+    if missed > 0:
+        note(f"--start {config.start}: {100 * missed / total:.1f} % of its squared norm do not fit into rank {inputs.lora_rank}")
+    return cut
+
+
+def middle_of(grid: tuple[Mapping[str, float | int], ...]) -> dict[str, float | int]:
+    """A static merge's parameters before anything is tuned: each in the middle of what tuning would try."""
+    names = grid[0].keys()
+    values = {name: sorted({point[name] for point in grid}) for name in names}
+    return {name: tried[len(tried) // 2] for name, tried in values.items()}
+
+
+def _remote_teachers(config: MergeConfig, inputs: Inputs, backbone: Backbone, note: Callable[[str], None]) -> dict[str, RemoteTeacher]:
+    teachers = {}
+    for domain, (url, name) in inputs.remote.items():
+        teachers[domain] = RemoteTeacher(url, name, backbone.tokenizer, top_k=config.top_k if config.estimator == "topk" else 0, note=note)
+        teachers[domain].check()
+    return teachers
+
+
+def _check(cast: Cast, config: MergeConfig) -> None:
+    """Raises InputError for what only the loaded models can tell."""
+    if config.estimator == HIDDEN and not all(cast.can_mix(aim) for aim in cast.aims.values()):
+        raise InputError("--estimator hidden needs roles that share one output head; an expert here has its own: use --estimator full")

@@ -1,0 +1,50 @@
+"""Who answers the prompts of a step: the student (on-policy), each domain's expert, or the data."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from gopd_merge.distill.backbone import STUDENT
+from gopd_merge.distill.cast import Cast
+from gopd_merge.distill.rollout import Rollout, generate, joined, written
+
+Answerer = Literal["student", "experts", "data"]
+ANSWERED_BY: dict[str, Answerer] = {
+    "exopd": "student",
+    "opd": "student",
+    "alternate": "student",
+    "rkl": "experts",
+    "seqkd": "experts",
+    "sft": "data",
+}
+LEARNT_BY_HEART = ("seqkd", "sft")  # methods whose loss is the cross-entropy of what was answered
+
+
+def respond(
+    cast: Cast,
+    method: str,
+    prompts: Sequence[str],
+    domains: Sequence[str],
+    responses: Sequence[str | None],
+    max_new_tokens: int,
+) -> Rollout:
+    """One response to each prompt, by whom the method says. `responses` are those that the data hold, for sft."""
+    by = ANSWERED_BY[method]
+    if by == "student":
+        return generate(cast.backbone, STUDENT, prompts, domains, max_new_tokens)
+    if by == "data":
+        given = [text for text in responses if text is not None]  # all: `plan` has checked it
+        return written(cast.backbone, prompts, given, domains, max_new_tokens)
+    return _by_experts(cast, prompts, domains, max_new_tokens)
+
+
+def _by_experts(cast: Cast, prompts: Sequence[str], domains: Sequence[str], max_new_tokens: int) -> Rollout:
+    """Each domain's expert answers its prompts; the rows come back in the order of the prompts."""
+    parts, asked = [], []
+    for domain in sorted(set(domains)):
+        rows = [row for row, other in enumerate(domains) if other == domain]
+        teacher = cast.teacher(domain)
+        texts = [prompts[row] for row in rows]
+        parts.append(generate(cast.models[teacher.model], teacher.adapter, texts, [domain] * len(rows), max_new_tokens))
+        asked += rows
+    order = [asked.index(row) for row in range(len(prompts))]
+    return joined(parts, order, int(cast.backbone.tokenizer.pad_token_id))
