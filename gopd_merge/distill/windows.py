@@ -19,42 +19,56 @@ DomainMetrics = Mapping[str, float | None]  # one domain's entry of `update.doma
 
 @dataclass(frozen=True)
 class Window:
-    """Means over some steps of one domain. Nats a token, tokens, shares."""
+    """Means over some steps of one domain: nats a token, tokens, shares. None where a step did not have the number."""
 
-    entropy: float
     response_length: float
     capped: float
-    kl_to_target: float
-    kl_error: float  # its standard error
-    reward: float | None  # log π_T/π_0; None where one of the two was not run
+    entropy: float | None
+    kl_to_target: float | None
+    kl_error: float | None  # standard error of the mean
+    reward: float | None  # log π_T/π_r
     reward_error: float | None
+    alpha: float | None
+    clipped_share: float | None
 
 
 def window_of(rows: Sequence[DomainMetrics]) -> Window:
     """Summarise at least two steps."""
-    columns = {name: [row[name] for row in rows] for name in ("entropy", "response_length", "capped", "kl_to_target", "reward")}
-    known = {name: [value for value in column if value is not None] for name, column in columns.items()}
-    reward, reward_error = _mean(known["reward"]) if len(known["reward"]) == len(rows) else (None, None)
-    kl_to_target, kl_error = _mean(known["kl_to_target"])
+    length, capped = _mean(rows, "response_length"), _mean(rows, "capped")
+    assert length is not None  # every response has a length
+    assert capped is not None
     return Window(
-        entropy=statistics.fmean(known["entropy"]),
-        response_length=statistics.fmean(known["response_length"]),
-        capped=statistics.fmean(known["capped"]),
-        kl_to_target=kl_to_target,
-        kl_error=kl_error,
-        reward=reward,
-        reward_error=reward_error,
+        response_length=length,
+        capped=capped,
+        entropy=_mean(rows, "entropy"),
+        kl_to_target=_mean(rows, "kl_to_target"),
+        kl_error=_error(rows, "kl_to_target"),
+        reward=_mean(rows, "reward"),
+        reward_error=_error(rows, "reward"),
+        alpha=_mean(rows, "alpha"),
+        clipped_share=_mean(rows, "clipped_share"),
     )
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and its standard error."""
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+def _values(rows: Sequence[DomainMetrics], name: str) -> list[float]:
+    """One value a row, or none at all."""
+    values = [value for row in rows if (value := row.get(name)) is not None]
+    return values if len(values) == len(rows) else []
+
+
+def _mean(rows: Sequence[DomainMetrics], name: str) -> float | None:
+    values = _values(rows, name)
+    return statistics.fmean(values) if values else None
+
+
+def _error(rows: Sequence[DomainMetrics], name: str) -> float | None:
+    values = _values(rows, name)
+    return statistics.stdev(values) / math.sqrt(len(values)) if values else None
 
 
 def entropy_collapsed(first: Window, now: Window) -> bool:
     """The student has all but stopped sampling: q has become a point."""
-    return now.entropy < ENTROPY_LEFT * first.entropy
+    return first.entropy is not None and now.entropy is not None and now.entropy < ENTROPY_LEFT * first.entropy
 
 
 def length_exploded(first: Window, now: Window) -> bool:
@@ -64,8 +78,15 @@ def length_exploded(first: Window, now: Window) -> bool:
 
 def reward_fell(best: Window, now: Window) -> bool:
     """The student's own samples are liked less by its teacher than they once were, by more than noise."""
-    if best.reward is None or now.reward is None:
+    return _below(now.reward, now.reward_error, best.reward, best.reward_error)
+
+
+def kl_rose(nearest: Window, now: Window) -> bool:
+    """The student is further from its target than it once was, by more than noise."""
+    return _below(nearest.kl_to_target, nearest.kl_error, now.kl_to_target, now.kl_error)
+
+
+def _below(low: float | None, low_error: float | None, high: float | None, high_error: float | None) -> bool:
+    if low is None or high is None or low_error is None or high_error is None:
         return False
-    assert best.reward_error is not None
-    assert now.reward_error is not None
-    return best.reward - now.reward > STANDARD_ERRORS * math.hypot(best.reward_error, now.reward_error)
+    return high - low > STANDARD_ERRORS * math.hypot(low_error, high_error)
