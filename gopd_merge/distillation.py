@@ -182,7 +182,7 @@ def _order(config: MergeConfig) -> Order:
 def _target(cast: Cast, config: MergeConfig, rollout: Rollout, alphas: Mapping[str, float]) -> Target:
     if config.method in LEARNT_BY_HEART:
         return unscored(rollout)
-    scale = Scale(alphas, config.adaptive == "token", config.deterministic, config.bound)
+    scale = Scale(alphas, config.adaptive == "token", config.deterministic, config.bound, measured=config.adaptive == "run")
     top_k = config.top_k if config.estimator == "topk" else 0
     return score(cast, rollout, scale, config.micro_batch_size, config.chunk_tokens, top_k)
 

@@ -24,7 +24,8 @@ from gopd_merge import MergeConfig, merge
 from gopd_merge.distill.backbone import REFERENCE, Backbone
 from gopd_merge.distill.objective import reverse_kl
 from gopd_merge.distill.rollout import generate
-from gopd_merge.distill.target import score
+from gopd_merge.distill.cast import plain_cast
+from gopd_merge.distill.target import Scale, score
 from gopd_merge.distillation import load_backbone
 from gopd_merge.experts.base import Base, load_base
 from gopd_merge.plan import read_inputs
@@ -100,14 +101,16 @@ def held_out_kl(backbone: Backbone, role: str, expert_folder: Path, domain: str,
     prompts = [json.loads(line)["prompt"] for line in (expert_folder / "prompts" / "heldout.jsonl").read_text().splitlines()]
     torch.manual_seed(0)
     rollout = generate(backbone, role, prompts, [domain] * len(prompts), max_new_tokens=64)
-    target = score(backbone, rollout, {domain: alpha}, micro_batch_size=8)
+    cast = plain_cast(backbone, [domain])
+    target = score(cast, rollout, Scale({domain: alpha}), micro_batch_size=8, chunk_tokens=1024)
     kl = []
     begin = 0
     for start in range(0, len(prompts), 8):
         part = rollout.rows(start, start + 8)
         hidden = part.predicting(backbone.hidden(role, part.ids, part.attention_mask))
-        log_q = target.logits(backbone, slice(begin, begin + len(hidden))).log_softmax(-1)
-        kl.append(reverse_kl(backbone.logits(hidden), log_q, part.response_ids()))
+        logits = backbone.logits(hidden)
+        log_q = target.log_probs(cast, torch.arange(begin, begin + len(hidden)), logits)
+        kl.append(reverse_kl(logits, log_q, part.response_ids()))
         begin += len(hidden)
     values = torch.cat(kl)
     return {"prompts": len(prompts), "tokens": len(values), "kl_to_target": round(float(values.mean()), 5)}

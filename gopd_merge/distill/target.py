@@ -28,11 +28,12 @@ class Scale:
     by_token: bool = False  # 1 + (λ − 1) · how far teacher and reference are apart
     deterministic: float | None = None  # probability of its likeliest token above which a teacher is copied, not extrapolated
     bound: float | None = None  # of |log π_T/π_r|, per token of the vocabulary
+    measured: bool = False  # run every role, even where λ leaves one out of the target: its reward is wanted
 
     @property
-    def reads_ratios(self) -> bool:
-        """Whether teacher and reference must be projected apart."""
-        return self.by_token or self.deterministic is not None or self.bound is not None
+    def needs_all_roles(self) -> bool:
+        """Whether a role must be run whatever its part in the target is."""
+        return self.by_token or self.deterministic is not None or self.bound is not None or self.measured
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _needed(aim: Aim, scale: Scale, domain: str) -> list[Role]:
     """The roles that must be run here for a domain's prompts."""
     if any(reward.teacher.model == REMOTE for reward in aim.rewards):
         return [aim.keep]
-    roles = aim.roles if scale.reads_ratios else aim.coefficients([scale.alphas[domain]] * len(aim.rewards))
+    roles = aim.roles if scale.needs_all_roles else aim.coefficients([scale.alphas[domain]] * len(aim.rewards))
     return list(roles)  # type: ignore[arg-type] # roles are of our kind here
 
 

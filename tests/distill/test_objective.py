@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from gopd_merge.distill.fused import backward_in_chunks
-from gopd_merge.distill.objective import ESTIMATORS, mixing_weights, reverse_kl, sampled, target_log_probs
+from gopd_merge.distill.objective import ESTIMATORS, HIDDEN, Aim, Reward, estimator_of, reverse_kl, sampled, target_log_probs
 
 ALPHAS = (0.0, 0.5, 1.0, 1.25, 2.0, 3.0)
 N, H, V = 7, 5, 11
+PLAIN = Aim("reference", (Reward("teacher", "reference"),))
 
 
 def plain_loss(student, kl, teachers, rewards, alphas):
@@ -75,7 +76,7 @@ def test_chunks_give_the_loss_and_gradient_of_the_whole(alpha, chunk_tokens):
         hidden=torch.tanh(made_from),
         ids=torch.arange(N) % V,
         head=lambda h: h @ weight.T,
-        target_logits=lambda rows: mixed[rows] @ weight.T,
+        target_log_probs=lambda rows, logits: (mixed[rows] @ weight.T).log_softmax(-1),
         estimator=reverse_kl,
         num_tokens=N,
         chunk_tokens=chunk_tokens,
@@ -145,15 +146,17 @@ def test_the_mixed_hidden_state_gives_the_target_of_three_separate_projections(a
         random_logits(N, H, seed=3),
     )
     separate = target_log_probs(reference @ weight.T + bias, [teacher @ weight.T + bias], [reference @ weight.T + bias], [alpha])
-    parts = mixing_weights(alpha)
+    parts = PLAIN.coefficients([alpha])
     mixed = parts.get("teacher", 0) * teacher + parts.get("reference", 0) * reference
     assert (separate - (mixed @ weight.T + bias).log_softmax(-1)).abs().max() < 1e-12
 
 
 def test_a_role_that_the_target_does_not_need_is_not_run():
-    assert mixing_weights(1.0) == {"teacher": 1.0}
-    assert mixing_weights(0.0) == {"reference": 1.0}
-    assert mixing_weights(2.0) == {"teacher": 2.0, "reference": -1.0}
+    assert PLAIN.coefficients([1.0]) == {"teacher": 1.0}
+    assert PLAIN.coefficients([0.0]) == {"reference": 1.0}
+    assert PLAIN.coefficients([2.0]) == {"teacher": 2.0, "reference": -1.0}
+    its_own_reference = Aim("teacher", (Reward("teacher", "teacher"),))
+    assert its_own_reference.coefficients([3.0]) == {"teacher": 1.0}
 
 
 def test_a_worked_example():
@@ -168,7 +171,7 @@ def test_a_worked_example():
 def test_every_estimator_stands_still_at_the_target():
     teacher, reference = random_logits(N, V), random_logits(N, V, seed=1)
     log_q = target_log_probs(reference, [teacher], [reference], [2.0])
-    for name, estimator in ESTIMATORS.items():
+    for name in [name for name in ESTIMATORS if name != HIDDEN]:
         student = log_q.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(estimator(student, log_q, torch.arange(N) % V).sum(), student)
+        (gradient,) = torch.autograd.grad(estimator_of(name, 3)(student, log_q, torch.arange(N) % V).sum(), student)
         assert gradient.abs().max() < 1e-12, name

@@ -5,8 +5,9 @@ import torch
 from peft import PeftModel
 
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, expert
+from gopd_merge.distill.cast import plain_cast
 from gopd_merge.distill.rollout import generate
-from gopd_merge.distill.target import score
+from gopd_merge.distill.target import Scale, score
 from gopd_merge.experts.base import Base, load_base
 
 ROLES = (REFERENCE, expert("math"), expert("code"))
@@ -70,7 +71,7 @@ def test_scoring_changes_no_parameter_and_no_gradient(backbone, questions):
     before = {name: parameter.detach().clone() for name, parameter in backbone.peft.named_parameters()}
     trainable = {name for name, parameter in backbone.peft.named_parameters() if parameter.requires_grad}
     rollout = generate(backbone, STUDENT, *questions, max_new_tokens=8)
-    score(backbone, rollout, {"math": 2.0, "code": 2.0}, micro_batch_size=3)
+    score(plain_cast(backbone, ["math", "code"]), rollout, Scale({"math": 2.0, "code": 2.0}), micro_batch_size=3, chunk_tokens=64)
     for name, parameter in backbone.peft.named_parameters():
         assert torch.equal(parameter, before[name]), name
     assert {name for name, parameter in backbone.peft.named_parameters() if parameter.requires_grad} == trainable

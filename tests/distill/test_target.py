@@ -7,19 +7,19 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from gopd_merge.distill import target as target_module
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, expert
-from gopd_merge.distill.objective import ESTIMATORS, reverse_kl
+from gopd_merge.distill.cast import Role, plain_cast
 from gopd_merge.distill.rollout import generate
-from gopd_merge.distill.target import mean_rewards, score
+from gopd_merge.distill.target import Scale, mean_rewards, score
 from gopd_merge.distill.update import accumulate_gradient, domain_metrics, optimizer_step
 from gopd_merge.experts.base import Base, load_base
 
 
-def step_gradient(backbone, rollout, alphas, estimator="full", micro_batch_size=2, chunk_tokens=16):
+def step_gradient(backbone, rollout, alphas, estimator="full", micro_batch_size=2, chunk_tokens=16, **scale):
     """Per-token statistics and the student's gradient of one step, which is then cleared."""
-    scored = score(backbone, rollout, alphas, micro_batch_size)
-    statistics = accumulate_gradient(backbone, rollout, scored, ESTIMATORS[estimator], micro_batch_size, chunk_tokens)
+    cast = plain_cast(backbone, ["math", "code"])
+    scored = score(cast, rollout, Scale(alphas, **scale), micro_batch_size, chunk_tokens)
+    statistics = accumulate_gradient(cast, rollout, scored, estimator, micro_batch_size, chunk_tokens)
     gradient = torch.cat([p.grad.flatten() for p in backbone.student_parameters()])
     for parameter in backbone.student_parameters():
         parameter.grad = None
@@ -70,7 +70,9 @@ def test_each_prompt_is_scored_by_its_own_domains_teacher_only(float_backbone, s
 
 def test_an_unknown_domain_is_an_error_and_never_another_teacher(float_backbone, sampled_rollout):
     with pytest.raises(KeyError, match="code"):
-        score(float_backbone, sampled_rollout, {"math": 2.0}, micro_batch_size=4)
+        score(plain_cast(float_backbone, ["math", "code"]), sampled_rollout, Scale({"math": 2.0}), 4, 16)
+    with pytest.raises(KeyError, match="code"):
+        score(plain_cast(float_backbone, ["math"]), sampled_rollout, Scale({"math": 2.0, "code": 2.0}), 4, 16)
 
 
 @pytest.mark.parametrize(("micro_batch_size", "chunk_tokens"), [(1, 7), (3, 1000), (4, 1)])
@@ -84,15 +86,13 @@ def test_micro_batch_and_chunk_size_do_not_change_the_step(float_backbone, sampl
     assert (gradient - other).norm() < 1e-4 * gradient.norm()
 
 
-def test_lambda_one_skips_the_reference_and_gives_the_same_step(float_backbone, sampled_rollout, monkeypatch):
+def test_lambda_one_skips_the_reference_and_gives_the_same_step(float_backbone, sampled_rollout):
     alphas = {"math": 1.0, "code": 1.0}
     statistics, gradient, scored = step_gradient(float_backbone, sampled_rollout, alphas)
-    assert scored.reference_log_prob.isnan().all()
-    assert scored.teacher_log_prob.isfinite().all()
-    # Weight 0 instead of no reference: the pass is run and must change nothing.
-    monkeypatch.setattr(target_module, "mixing_weights", lambda alpha: {"teacher": alpha, "reference": 1 - alpha})
-    with_reference, other, rescored = step_gradient(float_backbone, sampled_rollout, alphas)
-    assert rescored.reference_log_prob.isfinite().all()
+    assert scored.keep_log_prob.isnan().all()
+    # With the reference's pass, which has no part in the target and must change nothing.
+    with_reference, other, rescored = step_gradient(float_backbone, sampled_rollout, alphas, measured=True)
+    assert rescored.keep_log_prob.isfinite().all()
     torch.testing.assert_close(with_reference.kl, statistics.kl, rtol=1e-4, atol=1e-6)
     assert (gradient - other).norm() < 1e-5 * gradient.norm()
 
@@ -100,20 +100,21 @@ def test_lambda_one_skips_the_reference_and_gives_the_same_step(float_backbone, 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
 def test_lambda_zero_leaves_a_fresh_student_at_the_base(make_backbone, questions, quantize):
     backbone = make_backbone(quantize, student_noise=0.0)
+    cast = plain_cast(backbone, ["math", "code"])
     rollout = generate(backbone, STUDENT, *questions, max_new_tokens=30)
     parameters = backbone.student_parameters()
     before = [p.detach().clone() for p in parameters]
     largest = {}
     for alpha in (0.0, 2.0):  # the second is the control: there is something to move toward
-        scored = score(backbone, rollout, {"math": alpha, "code": alpha}, 4)
-        statistics = accumulate_gradient(backbone, rollout, scored, reverse_kl, 4, 100)
+        scored = score(cast, rollout, Scale({"math": alpha, "code": alpha}), 4, 100)
+        statistics = accumulate_gradient(cast, rollout, scored, "full", 4, 100)
         largest[alpha] = (max(float(p.grad.abs().max()) for p in parameters), float(statistics.kl.max()))
         for parameter in parameters:
             parameter.grad = None
     assert largest[0.0] == (0.0, 0.0)
     assert largest[2.0][0] > 1e-3
-    scored = score(backbone, rollout, {"math": 0.0, "code": 0.0}, 4)
-    accumulate_gradient(backbone, rollout, scored, reverse_kl, 4, 100)
+    scored = score(cast, rollout, Scale({"math": 0.0, "code": 0.0}), 4, 100)
+    accumulate_gradient(cast, rollout, scored, "full", 4, 100)
     optimizer_step(parameters, torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0), 1.0)
     assert all(torch.equal(p, q) for p, q in zip(parameters, before, strict=True))
 
@@ -174,7 +175,8 @@ def test_a_role_with_a_head_of_its_own_is_mixed_by_its_own_logits(head_backbone,
     torch.manual_seed(1)
     rollout = generate(head_backbone, STUDENT, *questions, max_new_tokens=30)
     alphas = {"math": 2.0, "code": 1.5}
-    scored = score(head_backbone, rollout, alphas, micro_batch_size=3)
+    cast = plain_cast(head_backbone, ["math", "code"])
+    scored = score(cast, rollout, Scale(alphas), micro_batch_size=3, chunk_tokens=16)
     location = str(adapters / "tiny-base")
     positions = (rollout.attention_mask.cumsum(-1) - 1).clamp(min=0)
     log_probs = {}
@@ -192,12 +194,13 @@ def test_a_role_with_a_head_of_its_own_is_mixed_by_its_own_logits(head_backbone,
             for n, d in enumerate(tokens)
         ]
     )
-    found = scored.logits(head_backbone, slice(0, rollout.num_tokens)).double().log_softmax(-1)
+    nothing = torch.zeros(rollout.num_tokens, head_backbone.vocabulary)  # a student's logits are asked for remote teachers only
+    found = scored.log_probs(cast, torch.arange(rollout.num_tokens), nothing).double()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     # The control: what the reference's head would have made of the same hidden states.
-    shared = [head_backbone.logits(t.hidden, REFERENCE) for t in scored.terms if t.role == expert("code")]
-    own = [head_backbone.logits(t.hidden, t.role) for t in scored.terms if t.role == expert("code")]
-    assert (torch.cat(shared) - torch.cat(own)).abs().max() > 0.1
+    code = Role(expert("code"))
+    hidden = torch.cat([part.hidden[code] for part in scored.apart if code in part.hidden])
+    assert (head_backbone.logits(hidden, REFERENCE) - head_backbone.logits(hidden, expert("code"))).abs().max() > 0.1
 
 
 def test_an_adapter_on_the_head_takes_the_slow_path_and_is_exact_there(head_backbone, float_backbone, questions):
@@ -207,7 +210,7 @@ def test_an_adapter_on_the_head_takes_the_slow_path_and_is_exact_there(head_back
     rollout = generate(head_backbone, STUDENT, *questions, max_new_tokens=30)
     alphas = {"math": 2.0, "code": 1.5}
     statistics, gradient, scored = step_gradient(head_backbone, rollout, alphas)
-    assert scored.mixed is None
+    assert not scored.mixed
     expected = by_hand(head_backbone, rollout, alphas)
     expected.mean().backward()
     expected_gradient = torch.cat([p.grad.flatten() for p in head_backbone.student_parameters()])
@@ -217,11 +220,13 @@ def test_an_adapter_on_the_head_takes_the_slow_path_and_is_exact_there(head_back
     assert (gradient - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
     # The control: mixing hidden states under one head would have been wrong here.
     code = torch.tensor([d == "code" for d in rollout.domains]).repeat_interleave(rollout.response_mask.sum(1))
-    mixed = torch.zeros(rollout.num_tokens, scored.terms[0].hidden.shape[-1])
-    for term in scored.terms:
-        mixed.index_add_(0, term.rows, term.hidden * term.weight[:, None])
+    mixed = torch.zeros(rollout.num_tokens, head_backbone.hidden_size)
+    for part in scored.apart:
+        for role, weight in part.aim.coefficients(list(part.alphas.T.unsqueeze(-1))).items():
+            mixed.index_add_(0, part.tokens, part.hidden[role] * weight)
     wrong = head_backbone.logits(mixed, REFERENCE).log_softmax(-1)
-    right = scored.logits(head_backbone, slice(0, rollout.num_tokens)).log_softmax(-1)
+    nothing = torch.zeros(rollout.num_tokens, head_backbone.vocabulary)
+    right = scored.log_probs(plain_cast(head_backbone, ["math", "code"]), torch.arange(rollout.num_tokens), nothing)
     assert (wrong - right)[code].abs().max() > 0.01
 
 
