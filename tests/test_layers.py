@@ -11,6 +11,7 @@ LEVEL = {
     "errors": 0,
     "config": 1,
     "eval_config": 2,
+    "server": 2,
     **dict.fromkeys(ROOMS, 3),
     "plan": 4,
     "artefacts": 5,
@@ -31,7 +32,7 @@ BETWEEN_ROOMS = {
     ("evaluate", "prompts.sources"),
     ("report", "evaluate.statistics"),
 }
-WITHOUT_TORCH = ("cli", "config", "errors", "plan", "report")
+WITHOUT_TORCH = ("cli", "config", "errors", "plan", "report", "server")
 LIGHT = ("experts.intake", "experts.base", "prompts.sources", "evaluate.suites", "evaluate.items", "evaluate.rows")
 
 
