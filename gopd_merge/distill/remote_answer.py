@@ -114,8 +114,7 @@ def _read_position(entry: Any, sent: int, k: int, vocabulary: Vocabulary) -> tup
         raise OtherVocabulary(f"leaves out the token {sent} that was sent")
     if len(found) < k:
         raise Unusable(f"answers with {len(found)} tokens at a position where {k} were asked for")
-    # The token that was sent comes last among equals: it may be there only because it was sent.
-    top = sorted(found.items(), key=lambda item: (-item[1], item[0] == sent))[:k]
+    top = sorted(found.items(), key=lambda item: -item[1])[:k]  # without the token that was sent, where that is less likely
     total = math.fsum(math.exp(value) for _, value in top)
     if total > 1 + ROUNDING:
         raise Unusable(f"answers with probabilities that add up to {total:.4g}")
