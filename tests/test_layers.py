@@ -39,7 +39,7 @@ BETWEEN_ROOMS = {
     ("evaluate", "prompts.sources"),
     ("report", "evaluate.statistics"),
 }
-WITHOUT_TORCH = ("cli", "config", "errors", "plan", "report")
+WITHOUT_TORCH = ("cli", "config", "errors", "plan", "report", "server")
 LIGHT = ("experts.intake", "experts.base", "prompts.sources", "evaluate.suites", "evaluate.items", "evaluate.rows")
 
 

@@ -11,7 +11,7 @@ from gopd_merge.config import MergeConfig
 from gopd_merge.experts.schema import REMEDIES, UNSUPPORTED
 
 PACKAGE = Path(gopd_merge.__file__).parent
-ERRORS = ("InputError", "GopdError", "VerificationError", "Interrupted")
+ERRORS = ("InputError", "GopdError", "TeacherError", "VerificationError", "Interrupted")
 REFUSED_INPUT = ("InputError", "ValueError")  # these must name what was given
 PASSED_ON = {("config.py", "message")}  # the text of one of the ValueErrors there, which are checked where they are raised
 

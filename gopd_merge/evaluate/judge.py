@@ -7,13 +7,13 @@ Judges prefer what they read first, so every pair is shown in both orders, and o
 import hashlib
 import json
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from gopd_merge.errors import GopdError, InputError
+from gopd_merge.server import Failed, Server
 
 Choice = Literal["first", "second", "tie", "unreadable"]
 QUESTION = """Two answers to one request follow. Which of them serves the person who asked better: is more correct, \
@@ -34,7 +34,7 @@ WORD = re.compile(r"\b(A|B|TIE)\b")
 CHOICES: dict[str, Choice] = {"A": "first", "B": "second", "TIE": "tie"}
 LONGEST = 8000  # characters of an answer that a judge is shown
 TIMEOUT = 120  # seconds
-TRIES, PAUSE = 3, 0.5  # seconds before the second try; twice that before the third
+PATIENCE = 30  # seconds after which a server that fails again and again is given up
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,14 @@ class Judge:
     """A chat model on a server. Raises InputError where there is none."""
 
     def __init__(self, url: str, model: str | None = None) -> None:
-        import httpx2
-
-        self.url = url.rstrip("/").removesuffix("/v1")
         try:
-            self._client = httpx2.Client(base_url=self.url, timeout=TIMEOUT)
-            reply = self._client.get("/v1/models")
-            reply.raise_for_status()
-            served = [entry["id"] for entry in reply.json()["data"]]
-        except Exception as error:  # the URL, the network, what came back: each library underneath has errors of its own
+            self._server = Server(url, TIMEOUT)
+            served = list(self._server.models())
+        except Failed as failure:
             raise InputError(
-                f"--judge {url}: no OpenAI-compatible server answers there ({_cause(error)}); start one, such as vllm serve"
+                f"--judge {url}: no OpenAI-compatible server answers there ({failure}); start one, such as vllm serve"
             ) from None
+        self.url = self._server.url
         if not served or (model is not None and model not in served):
             raise InputError(
                 f"--judge {url}: it serves {', '.join(served) or 'no model'}, not {model}; name one of those with --judge-model"
@@ -83,22 +79,17 @@ class Judge:
         self.model = model or served[0]
 
     def choose(self, prompt: str, first: str, second: str) -> Choice:
-        """Which answer is better. Raises GopdError where the server does not answer in three tries."""
+        """Which answer is better. Raises GopdError where the server does not answer for some time."""
         text = QUESTION.format(prompt=prompt, first=first[:LONGEST], second=second[:LONGEST])
         request = {"model": self.model, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 16, "seed": 0}
-        for attempt in range(TRIES):
-            try:
-                reply = self._client.post("/v1/chat/completions", json=request)
-                reply.raise_for_status()
-                found = WORD.findall(str(reply.json()["choices"][0]["message"]["content"]).upper())
-                return CHOICES[found[0]] if len(set(found)) == 1 else "unreadable"
-            except Exception as error:  # as above
-                if attempt == TRIES - 1:
-                    raise GopdError(
-                        f"the judge at {self.url} fails ({_cause(error)}); what was judged is kept, give the command again"
-                    ) from error
-                time.sleep(PAUSE * 2**attempt)
-        raise AssertionError("unreachable")
+        try:
+            reply = self._server.post("chat/completions", request, PATIENCE)
+            found = WORD.findall(str(reply["choices"][0]["message"]["content"]).upper())
+        except (Failed, LookupError, TypeError) as error:
+            raise GopdError(
+                f"the judge at {self.url} fails ({error or type(error).__name__}); what was judged is kept, give the command again"
+            ) from error
+        return CHOICES[found[0]] if len(set(found)) == 1 else "unreadable"
 
 
 Pair = tuple[str, str, str, str]  # id of the question, prompt, the method's answer, the rival's
@@ -122,10 +113,6 @@ def judge_pairs(
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(asdict(judged[id])) + "\n")
     return [judged[id] for id, *_ in pairs]
-
-
-def _cause(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def _digest(pairs: Sequence[Pair]) -> str:

@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def serve(monkeypatch):
     """Start a stand-in judge: serve(rule) -> server."""
-    monkeypatch.setattr(judging, "PAUSE", 0.01)
+    monkeypatch.setattr(judging, "PATIENCE", 0.02)
     servers = []
 
     def start(rule):

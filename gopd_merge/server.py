@@ -1,0 +1,167 @@
+"""A model behind an OpenAI-compatible server: what is served there, and requests that are given again until one is answered. No torch."""
+
+import email.utils
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from gopd_merge.errors import InputError
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a request is given again; each pause is twice the last
+TOO_EARLY = (408, 425, 429)  # what a server says that would answer later, as it does with 5xx
+KEY = "GOPD_REMOTE_API_KEY"  # the environment variable
+REASON_LENGTH = 160  # characters of what a server says that end up in a message
+
+
+class Failed(Exception):
+    """A request without an answer: why, in a few words."""
+
+    def __init__(self, reason: str, status: int | None = None, again: bool = False, after: float = 0.0) -> None:
+        """`again`: it may be answered later, in `after` seconds if the server said when. `status` is None where nothing came back."""
+        super().__init__(reason)
+        self.status, self.again, self.after = status, again, after
+
+
+def is_remote(location: str) -> bool:
+    """Whether an expert is behind a server."""
+    return re.match(r"https?://", location, re.IGNORECASE) is not None
+
+
+def split_location(location: str) -> tuple[str, str]:
+    """`http://host:8000/v1#name` as the server's URL and the name under which it serves the model. Raises InputError."""
+    shown = re.sub("//[^/#]*@", "//", location)  # a message must not repeat a password
+    try:
+        parts = urlsplit(location)
+        is_whole = bool(parts.hostname and parts.fragment and not parts.query and parts.port != 0)
+    except ValueError as error:
+        raise InputError(f"{shown}: no URL ({error}); write http://host:8000/v1#name") from None
+    if parts.username is not None:
+        raise InputError(f"{shown}: was given with a user or password; leave them out, and put the server's key into {KEY}")
+    if not is_whole:
+        raise InputError(f"{shown}: names no model on a server; write http://host:8000/v1#name, with a name that /v1/models lists")
+    return location.partition("#")[0], parts.fragment
+
+
+def api_key() -> str | None:
+    """The key that the servers of remote experts ask for, from the environment. Raises InputError."""
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"{KEY}: holds characters that no key has; set it again")
+    return key or None
+
+
+class Server:
+    """One server, used from several threads. Every failure is a `Failed`, whichever library underneath it comes from."""
+
+    def __init__(self, url: str, timeout: float, key: str | None = None) -> None:
+        """`url` with or without /v1; `timeout` in seconds, of connecting and of every silence; `key` is sent as a bearer token."""
+        import httpx2
+
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._key = key
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            self._client = httpx2.Client(base_url=f"{self.url}/v1/", headers=headers, timeout=timeout)
+        except Exception as error:  # what is wrong with a URL has errors of several libraries
+            raise Failed(self._cause(error)) from None
+
+    def models(self) -> dict[str, dict[str, Any]]:
+        """What is served, by name: what /v1/models says of each. Raises Failed, at once."""
+        reply = self._once("GET", "models", None)
+        try:
+            return {str(card["id"]): dict(card) for card in reply["data"]}
+        except (LookupError, TypeError, ValueError):
+            raise Failed("its list of models is none") from None
+
+    def post(
+        self,
+        path: str,
+        body: dict[str, Any],
+        patience: float,
+        waiting: Callable[[Failed], None] = lambda failure: None,
+        stop: threading.Event | None = None,
+    ) -> Any:
+        """The JSON that answers a request to /v1/`path`.
+
+        A request that fails for now is given again after pauses that double, or after what the server's Retry-After says,
+        until `patience` seconds after its first failure. Raises the last Failed then; at once where waiting cannot help, or when
+        another thread sets `stop`.
+
+        Args:
+            path: such as chat/completions.
+            body: sent as JSON.
+            patience: seconds; 0 for one try.
+            waiting: told of each failure after which it will be tried again.
+            stop: ends the waiting.
+        """
+        stop = stop or threading.Event()
+        pause, deadline = FIRST_PAUSE, None
+        while True:
+            try:
+                return self._once("POST", path, body)
+            except Failed as failure:
+                now = time.monotonic()
+                deadline = now + patience if deadline is None else deadline
+                if not failure.again or now >= deadline:
+                    raise
+                waiting(failure)
+                if stop.wait(min(failure.after or pause, deadline - now)):
+                    raise
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._client.close()
+
+    def _once(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        import httpx2
+
+        try:
+            reply = self._client.request(method, path, json=body)
+        except Exception as error:  # as above
+            passing = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ProxyError)
+            raise Failed(self._cause(error), again=isinstance(error, passing)) from None
+        status = reply.status_code
+        if not reply.is_success:
+            again = status in TOO_EARLY or status >= 500
+            reason = f"{status} {_said(reply)}".rstrip()
+            raise Failed(self._shown(reason), status, again, _retry_after(reply.headers.get("Retry-After")))
+        try:
+            return reply.json()
+        except (ValueError, RecursionError):
+            raise Failed("what it answers is no JSON", status) from None
+
+    def _cause(self, error: Exception) -> str:
+        return self._shown(f"{type(error).__name__}: {error}")
+
+    def _shown(self, reason: str) -> str:
+        """On one line, short, and without the key, which a server may repeat."""
+        reason = reason.replace(self._key, "***") if self._key else reason
+        return " ".join(reason.split())[:REASON_LENGTH]
+
+
+def _said(reply: Any) -> str:
+    """The message in an error's body: {"error": {"message": …}}, {"error": …}, {"message": …}, {"detail": …}, or text."""
+    try:
+        found = reply.json()
+        for name in ("error", "message", "detail"):
+            found = found[name] if isinstance(found, dict) and name in found else found
+        return str(found)
+    except ValueError:
+        return str(reply.text)
+
+
+def _retry_after(header: str | None) -> float:
+    """Seconds of a Retry-After, which is a number of them or a date; 0 where it says nothing."""
+    try:
+        return max(0.0, float(header or 0))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(header or "").timestamp() - time.time())
+    except ValueError:
+        return 0.0

@@ -1,0 +1,186 @@
+"""A server on loopback that answers as vLLM's does to requests for prompt log-probs, and the ways in which such a server fails.
+
+It serves the embedded base and adapters on it, by PEFT's own models. The forms are those of vLLM's source: CompletionRequest,
+CompletionResponse, ModelCard, ErrorResponse, and the messages of its checks.
+"""
+
+import json
+import threading
+import time
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+MAX_MODEL_LEN = 512
+
+
+class Models:
+    """The base and its adapters: the log-probs of every token after each token, by the name under which a model is served."""
+
+    def __init__(self, base, adapters):
+        self.base = str(base)
+        self.tokenizer = AutoTokenizer.from_pretrained(base)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        (first, path), *others = adapters.items()
+        self.peft = PeftModel.from_pretrained(model, path, adapter_name=first)
+        for name, path in others:
+            self.peft.load_adapter(path, name)
+        self.peft.eval()
+        self.names, self._lock = ("base", *adapters), threading.Lock()
+
+    @torch.no_grad()
+    def log_probs(self, name, ids):
+        """(T, V)"""
+        with self._lock:
+            if name == "base":
+                with self.peft.disable_adapter():
+                    return self.peft(torch.tensor([ids])).logits[0].log_softmax(-1)
+            self.peft.set_adapter(name)
+            return self.peft(torch.tensor([ids])).logits[0].log_softmax(-1)
+
+
+class RemoteServer:
+    """Started when it is made. `stop()` closes its port and drops what is open; `start()` opens the same port again.
+
+    Faults: `errors` are (status, headers, message) that the next requests get instead of an answer. `die_after` is the number of
+    completions after which it stops by itself. `stall` is seconds of silence before each answer. `change(prompt_logprobs)` may damage
+    those of an answer. `log_probs` is "yes", "ignored" (an API that does not know the field) or "refused" (one that says so).
+    `vocabulary` maps an id to the one that the server takes it for. `key`, where there is one, must be sent.
+    """
+
+    def __init__(self, models):
+        self.models, self.port = models, 0
+        self.served = list(models.names)
+        self.requests, self.at_once, self.most_at_once = [], 0, 0
+        self.errors, self.die_after, self.stall, self.key = [], None, 0.0, None
+        self.log_probs, self.max_logprobs, self.change = "yes", 20, lambda found: found
+        self.vocabulary = lambda token_id: token_id
+        self.lock = threading.Lock()
+        self.start()
+
+    def start(self):
+        self.http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.http.daemon_threads, self.http.remote, self.port, self.is_up = True, self, self.http.server_port, True
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def stop(self):
+        self.is_up = False
+        self.http.shutdown()
+        self.http.server_close()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def cards(self):
+        """What /v1/models says. Only the base's card has a length."""
+        card = {"object": "model", "created": 0, "owned_by": "vllm"}
+        return [
+            {**card, "id": name, "root": self.models.base, "parent": None, "max_model_len": MAX_MODEL_LEN}
+            if name == "base"
+            else {**card, "id": name, "root": name, "parent": "base", "max_model_len": None}
+            for name in self.served
+        ]
+
+    def prompt_logprobs(self, name, ids, k):
+        """As vLLM makes it: the token that was sent first, with its rank in the vocabulary, then the k likeliest."""
+        meant = [self.vocabulary(token_id) for token_id in ids]
+        back = {self.vocabulary(token_id): token_id for token_id in range(len(self.models.tokenizer))}
+        found = [None]
+        for log_probs, sent in zip(self.models.log_probs(name, meant)[:-1], meant[1:], strict=True):
+            top = log_probs.topk(k)
+            ranked = {sent: int((log_probs >= log_probs[sent]).sum())} | {int(i): n for n, i in enumerate(top.indices, 1)}
+            found.append(
+                {
+                    str(back[i]): {"logprob": float(log_probs[i]), "rank": rank, "decoded_token": self.models.tokenizer.decode([i])}
+                    for i, rank in ranked.items()
+                }
+            )
+        return self.change(found)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def handle(self):
+        with suppress(ConnectionError):  # who asked has gone
+            super().handle()
+
+    def do_GET(self):
+        if self._may_answer():
+            self._json({"object": "list", "data": self.server.remote.cards()})
+
+    def do_POST(self):
+        remote = self.server.remote
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self._may_answer():
+            return
+        with remote.lock:
+            remote.requests.append(request)
+            remote.at_once += 1
+            remote.most_at_once = max(remote.most_at_once, remote.at_once)
+            error = remote.errors.pop(0) if remote.errors else None
+            if remote.die_after is not None and len(remote.requests) > remote.die_after:
+                remote.is_up, remote.die_after = False, None
+                threading.Thread(target=remote.stop, daemon=True).start()
+        try:
+            time.sleep(remote.stall)
+            if error:
+                self._error(error[0], error[2], "InternalServerError", headers=error[1])
+            elif remote.is_up:
+                self._complete(request)
+            else:
+                self.close_connection = True
+        finally:
+            with remote.lock:
+                remote.at_once -= 1
+
+    def _may_answer(self):
+        remote = self.server.remote
+        if not remote.is_up:
+            self.close_connection = True
+            return False
+        if remote.key and self.headers.get("Authorization") != f"Bearer {remote.key}":
+            self._json({"error": "Unauthorized", "sent": self.headers.get("Authorization")}, 401)
+            return False
+        return True
+
+    def _complete(self, request):
+        remote, ids, k = self.server.remote, request["prompt"], request.get("prompt_logprobs")
+        if request["model"] not in remote.served:
+            return self._error(404, f"The model `{request['model']}` does not exist.", "NotFoundError", "model")
+        if remote.log_probs == "refused":
+            return self._error(400, "Unrecognized request argument supplied: prompt_logprobs", "invalid_request_error")
+        if k > remote.max_logprobs:
+            message = f"Requested prompt logprobs of {k}, which is greater than max allowed: {remote.max_logprobs}"
+            return self._error(400, f"{message} (parameter=prompt_logprobs, value={k})", "BadRequestError", "prompt_logprobs")
+        if max(ids) >= len(remote.models.tokenizer):
+            return self._error(400, f"Token id {max(ids)} is out of vocabulary", "BadRequestError")
+        if len(ids) + request["max_tokens"] > MAX_MODEL_LEN:
+            return self._error(400, f"This model's maximum context length is {MAX_MODEL_LEN} tokens.", "BadRequestError")
+        choice = {"index": 0, "text": " a", "logprobs": None, "finish_reason": "length", "stop_reason": None, "token_ids": None}
+        if remote.log_probs == "yes":
+            choice |= {"prompt_logprobs": remote.prompt_logprobs(request["model"], ids, k), "prompt_token_ids": None}
+        usage = {"prompt_tokens": len(ids), "total_tokens": len(ids) + 1, "completion_tokens": 1, "prompt_tokens_details": None}
+        return self._json(
+            {"id": "cmpl-1", "object": "text_completion", "created": 0, "model": request["model"], "choices": [choice], "usage": usage}
+        )
+
+    def _error(self, status, message, kind, param=None, headers=()):
+        self._json({"error": {"message": message, "type": kind, "param": param, "code": status}}, status, headers)
+
+    def _json(self, content, status=200, headers=()):
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
