@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from gopd_merge.config import BASE, TEACHER_BASE, MergeConfig
+from gopd_merge.distill.answering import LEARNT_BY_HEART
 from gopd_merge.distill.backbone import REFERENCE, START, Backbone, expert
 from gopd_merge.distill.cast import REMOTE, Cast, Role
 from gopd_merge.distill.objective import HIDDEN, Aim, Reward
@@ -39,8 +40,8 @@ def assembled(backbone: Backbone, config: MergeConfig, inputs: Inputs, note: Cal
             note("the teacher is its own reference: α cancels, this is plain OPD")
         yield cast
     finally:
-        for role in [*(one.domain for one in adapters)]:
-            home.remove(role)
+        for one in adapters:
+            home.remove(one.domain)
         if warm:
             backbone.remove(START)
 
@@ -108,10 +109,13 @@ def middle_of(grid: tuple[Mapping[str, float | int], ...]) -> dict[str, float | 
 
 
 def _remote_teachers(config: MergeConfig, inputs: Inputs, backbone: Backbone, note: Callable[[str], None]) -> dict[str, RemoteTeacher]:
+    """Those behind servers, each asked whether it can teach. Raises InputError."""
     teachers = {}
-    for domain, (url, name) in inputs.remote.items():
-        teachers[domain] = RemoteTeacher(url, name, backbone.tokenizer, top_k=config.top_k if config.estimator == "topk" else 0, note=note)
-        teachers[domain].check()
+    top_k = config.top_k if config.estimator == "topk" else 0
+    for domain, location in inputs.remote.items():
+        teachers[domain] = RemoteTeacher(location, backbone.tokenizer, backbone.vocabulary, k=top_k, note=note)
+        if config.method not in LEARNT_BY_HEART:
+            teachers[domain].check()
     return teachers
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gopd_merge import artefacts
+from gopd_merge.casting import load_teachers
 from gopd_merge.comparison.concluding import Evaluation, conclude
 from gopd_merge.comparison.contenders import BASE, of_experts, trained
 from gopd_merge.comparison.lineup import line_up

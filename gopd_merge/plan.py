@@ -37,7 +37,7 @@ class Inputs:
     teacher_base: Base | None = None  # the experts', where it is another than the student's
     references: Mapping[str, Expert | Base] = field(default_factory=dict)  # named in --reference and --kl-reference, by folder
     start: Expert | None = None  # the adapter that the student begins at
-    remote: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # by domain: a server's URL and the model's name there
+    remote: Mapping[str, str] = field(default_factory=dict)  # by domain: http://host:8000/v1#name of an expert behind a server
 
     @property
     def other_models(self) -> dict[str, tuple[Base, tuple[Expert, ...]]]:
@@ -49,7 +49,9 @@ class Inputs:
 def read_inputs(config: MergeConfig, weights: bool = True) -> Inputs:
     """Raises InputError for whatever the merge would refuse. Without `weights` those of a base on the Hub are not fetched."""
     fetched: Literal["all", "headers"] = "all" if weights else "headers"
-    remote = {domain: split_location(path) for domain, path in config.experts.items() if is_remote(path)}
+    remote = {domain: path for domain, path in config.experts.items() if is_remote(path)}
+    for location in remote.values():
+        split_location(location)
     experts = read_experts({domain: path for domain, path in config.experts.items() if domain not in remote}, config.allow_noop)
     references = _read_references(config)
     adapters = [one for one in references.values() if isinstance(one, Expert)]
