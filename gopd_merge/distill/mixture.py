@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from gopd_merge.distill.backbone import REFERENCE, Backbone, expert
 from gopd_merge.distill.objective import mixing_weights
@@ -64,8 +64,8 @@ def generate_mixture(
     """
     if not backbone.can_mix:
         raise InputError(
-            f"{' and '.join(roles)}: cannot run in one batch, as an expert uses DoRA or has saved modules of its own, so their mixture cannot "
-            "be sampled; choose α by gopd-merge sweep, or give it as a number"
+            f"{' and '.join(roles)}: cannot run in one batch, as an expert uses DoRA or has saved modules, so their mixture cannot be "
+            "sampled; choose α by gopd-merge sweep, or give it as a number"
         )
     ids, mask = encode(backbone, prompts, form)  # (B, P)
     count = len(roles)
@@ -80,7 +80,7 @@ def generate_mixture(
     return rollout_of(backbone, out[: len(prompts)], mask, domains, stop)
 
 
-class _OneToken(LogitsProcessor):
+class _OneToken:
     """(R·B, V) logits, role by role, to scores that leave one token a prompt, the same for all roles: what greedy decoding then takes.
 
     Tokens are drawn as Transformers draws them, so that a mixture of one role is that role's own sampling.
@@ -90,7 +90,7 @@ class _OneToken(LogitsProcessor):
         self.count, self.mix, self.temperature = count, mix, temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        logits = self.mix(scores.float().unflatten(0, (self.count, -1)))  # (B, V)
+        logits = self.mix(scores.float().reshape(self.count, -1, scores.shape[-1]))  # (B, V)
         if self.temperature == 0:
             tokens = logits.argmax(-1, keepdim=True)  # (B, 1)
         else:

@@ -160,13 +160,13 @@ def test_roles_that_cannot_share_a_batch_are_refused_in_a_line(adapters, load_mo
     path, _ = make_expert("dora", r=4, target_modules=["q_proj"], use_dora=True)
     backbone = Backbone(*load_model(), read_experts({"dora": path}))
     assert not backbone.can_mix
-    with pytest.raises(InputError, match="cannot run in one batch.*; choose α by gopd-merge sweep") as error:
+    with pytest.raises(InputError, match=r"cannot run in one batch.*; choose α by gopd-merge sweep") as error:
         generate_mixture(backbone, *expert_and_base("dora", 1.5), ["Add."], ["dora"], 4)
     assert len(error.value.lines) == 1
 
 
 def test_a_target_that_is_no_distribution_is_an_error_in_a_line(float_backbone):
-    with pytest.raises(GopdError, match="not finite.*; lower α"):
+    with pytest.raises(GopdError, match=r"not finite.*; lower α"):
         generate_mixture(float_backbone, [REFERENCE], lambda logits: logits[0] * torch.inf, ["Add."], ["math"], 4)
     with pytest.raises(GopdError, match="not finite"):
         generate_mixture(float_backbone, [REFERENCE], lambda logits: logits[0] * torch.nan, ["Add."], ["math"], 4)
