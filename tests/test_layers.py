@@ -11,6 +11,7 @@ LEVEL = {
     "errors": 0,
     "config": 1,
     "eval_config": 2,
+    "probe_config": 3,
     **dict.fromkeys(ROOMS, 3),
     "plan": 4,
     "artefacts": 5,
@@ -19,11 +20,12 @@ LEVEL = {
     "forecast": 5,
     "distillation": 6,
     "comparison": 7,
-    "pipeline": 8,
-    "calibration": 8,
-    "cli": 9,
-    "__main__": 10,
-    "__init__": 11,
+    "scaling": 8,
+    "pipeline": 9,
+    "calibration": 9,
+    "cli": 11,
+    "__main__": 12,
+    "__init__": 13,
 }
 BETWEEN_ROOMS = {
     ("distill", "experts"),
@@ -32,7 +34,7 @@ BETWEEN_ROOMS = {
     ("report", "evaluate.statistics"),
 }
 WITHOUT_TORCH = ("cli", "config", "errors", "plan", "report")
-LIGHT = ("experts.intake", "experts.base", "prompts.sources", "evaluate.suites", "evaluate.items", "evaluate.rows")
+LIGHT = ("experts.intake", "experts.base", "prompts.sources", "evaluate.suites", "evaluate.items", "evaluate.rows", "evaluate.validation")
 
 
 def imports(path: Path):

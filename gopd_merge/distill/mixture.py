@@ -26,7 +26,7 @@ def expert_and_base(domain: str, alpha: float) -> tuple[list[str], Mix]:
     roles = [expert(domain) if kind == "teacher" else REFERENCE for kind in weights]
 
     def mix(logits: Tensor) -> Tensor:
-        return torch.tensordot(logits.new_tensor(list(weights.values())), logits, dims=1)
+        return torch.einsum("r,rbv->bv", logits.new_tensor(list(weights.values())), logits)
 
     return roles, mix
 
