@@ -6,16 +6,17 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distill.rollout import encode
-from gopd_merge.errors import VerificationError
+from gopd_merge.errors import InputError, VerificationError
 from gopd_merge.plan import check_output
 
 VERSIONED = ("gopd-merge", "torch", "transformers", "peft", "bitsandbytes", "safetensors")
@@ -48,6 +49,28 @@ def new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     partial.rename(output)
     _fsync(output.absolute().parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def alone(folder: Path, emptied: Sequence[str] = ()) -> Iterator[None]:
+    """A folder for this run alone, made where there is none; the files and folders in it that are named in `emptied` are removed.
+
+    Raises InputError while another run writes there, or where nothing can be written.
+    """
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        for name in emptied:
+            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
+    except Timeout:
+        raise InputError(f"{folder}: another run is writing there; wait for it, or choose another --output") from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def append_json_line(path: Path, row: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from gopd_merge.distill.backbone import REFERENCE, START, Backbone, expert
 from gopd_merge.distill.cast import REMOTE, Cast, Role
 from gopd_merge.distill.objective import HIDDEN, Aim, Reward
 from gopd_merge.distill.remote import RemoteTeacher
+from gopd_merge.distill.tilt import Rule
 from gopd_merge.errors import InputError
 from gopd_merge.experts.base import Base, load_base
 from gopd_merge.experts.deltas import Updates, load_updates, truncated
@@ -67,6 +68,11 @@ def aims_of(config: MergeConfig, inputs: Inputs) -> dict[str, Aim]:
         return Aim(role(config.kl_reference, domain) if config.kl_reference else against, rewards)
 
     return {domain: aim(domain) for domain in config.domains}
+
+
+def rule_of(config: MergeConfig) -> Rule:
+    """What changes α from token to token."""
+    return Rule(config.adaptive == "token", config.deterministic, config.bound)
 
 
 def load_teachers(config: MergeConfig, inputs: Inputs) -> Backbone:

@@ -74,7 +74,8 @@ class MergeConfig(BaseModel):
     estimator: Literal["full", "sampled", "topk", "forward", "hidden"] = option(
         "full",
         "loss: full = exact reverse KL over the vocabulary, sampled = the paper's policy gradient on the sampled token, topk = the "
-        "target's likeliest tokens and one bucket for the rest, forward = KL(target, student), hidden = distance of hidden states (experimental)",
+        "target's likeliest tokens and one bucket for the rest, forward = KL(target, student), hidden = distance of hidden "
+        "states (experimental)",
         "Method",
     )
     top_k: int = option(64, "tokens that --estimator topk looks at (a remote teacher's server may allow fewer)", "Method", ge=1)
@@ -86,6 +87,9 @@ class MergeConfig(BaseModel):
     )
     kl_reference: str | None = option(None, "what the student is kept close to, same choices (default: the same as --reference)", "Method")
 
+    probe_prompts: int = option(
+        300, "validation questions per domain for --alpha auto (as many as there are, if fewer)", "Reward scale", ge=2
+    )
     alpha_from: float | None = option(
         None, "begin with this reward scale and go in a line to --alpha at the last step", "Reward scale", ge=0
     )

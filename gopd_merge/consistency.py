@@ -40,6 +40,8 @@ def _of_alpha(config: "MergeConfig") -> Iterator[Rule]:
     yield config.alpha == AUTO and moving, "--alpha auto chooses one α for the run, --adaptive run changes it; choose one"
     yield config.alpha == AUTO and config.alpha_from is not None, "--alpha auto and --alpha-from both choose α; choose one"
     yield config.alpha_from is not None and moving, "--alpha-from and --adaptive run both move α; choose one"
+    known = config.reference in (None, "base") and config.kl_reference in (None, "base")
+    yield config.alpha == AUTO and not known, "--alpha auto samples experts beside their base; with another reference give a number"
     given = config.alpha.values() if isinstance(config.alpha, dict) else [] if config.alpha == AUTO else [float(config.alpha)]
     outside = [alpha for alpha in given if not 1 <= alpha <= config.alpha_max]
     begins = f"--adaptive run begins at --alpha, which must lie between 1 and --alpha-max {config.alpha_max:g}"

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from gopd_merge import artefacts
-from gopd_merge.casting import assembled
+from gopd_merge.casting import assembled, rule_of
 from gopd_merge.config import MergeConfig
 from gopd_merge.distill.answering import LEARNT_BY_HEART, respond
 from gopd_merge.distill.backbone import Backbone
@@ -182,7 +182,7 @@ def _order(config: MergeConfig) -> Order:
 def _target(cast: Cast, config: MergeConfig, rollout: Rollout, alphas: Mapping[str, float]) -> Target:
     if config.method in LEARNT_BY_HEART:
         return unscored(rollout)
-    scale = Scale(alphas, config.adaptive == "token", config.deterministic, config.bound, measured=config.adaptive == "run")
+    scale = Scale(alphas, rule_of(config), measured=config.adaptive == "run")
     top_k = config.top_k if config.estimator == "topk" else 0
     return score(cast, rollout, scale, config.micro_batch_size, config.chunk_tokens, top_k)
 

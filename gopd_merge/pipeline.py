@@ -13,6 +13,7 @@ from gopd_merge.comparison.lineup import line_up
 from gopd_merge.comparison.measuring import Setup, identity, measure_all
 from gopd_merge.comparison.tuning import tune
 from gopd_merge.config import MergeConfig
+from gopd_merge.consistency import AUTO
 from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distillation import Clock, Listener, give_back_freed_memory, load_backbone, manifest, peak_memory, train_student
 from gopd_merge.errors import NotEstimatedError
@@ -24,6 +25,7 @@ from gopd_merge.plan import MANIFEST, Inputs, check_output, read_inputs
 from gopd_merge.report.card import card_text
 from gopd_merge.report.document import EVALUATION, RESULTS
 from gopd_merge.report.progress import Silent
+from gopd_merge.scaling.auto import choose_alpha
 
 AVERAGE = "average"
 SCHEMA = 1
@@ -71,7 +73,8 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
             backbone = load_backbone(config, inputs)
         if config.alpha == AUTO:
             with clock.measure("probe"):
-                config = choose_alpha(backbone, config, inputs, folder, listener)
+                described = manifest(config, inputs, {}) | {"environment": artefacts.environment(backbone.device)}
+                config = choose_alpha(backbone, config, inputs, folder, described, listener)
         config, metrics, tokens = train_student(backbone, config, inputs, folder, clock, listener)
         measured = {"seconds": clock.rounded(), "tokens": tokens, "environment": artefacts.environment(backbone.device)}
         found = evaluate(backbone, config, inputs, folder, manifest(config, inputs, metrics) | measured, clock, listener)

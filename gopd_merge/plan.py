@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from gopd_merge.config import REFERENCES, TEACHER_BASE, MergeConfig
+from gopd_merge.consistency import AUTO
 from gopd_merge.errors import InputError
 from gopd_merge.eval_config import OWN, STATIC_RIVALS
 from gopd_merge.evaluate.sandbox import check_sandbox
 from gopd_merge.evaluate.suites import Benchmark, load_benchmarks, read_suite
+from gopd_merge.evaluate.validation import load_validation
 from gopd_merge.experts.base import Base, is_model, linear_kinds, resolve_base
 from gopd_merge.experts.fingerprint import check_same_tokenizer
 from gopd_merge.experts.hub import is_hub_id
@@ -36,6 +38,7 @@ class Inputs:
     targets: tuple[str, ...]  # what the student adapts: every kind of module that an expert adapts
     teacher_base: Base | None = None  # the experts', where it is another than the student's
     references: Mapping[str, Expert | Base] = field(default_factory=dict)  # named in --reference and --kl-reference, by folder
+    validation: tuple[Benchmark, ...] = ()  # the questions on which --alpha auto chooses
     start: Expert | None = None  # the adapter that the student begins at
     remote: Mapping[str, str] = field(default_factory=dict)  # by domain: http://host:8000/v1#name of an expert behind a server
 
@@ -73,7 +76,8 @@ def read_inputs(config: MergeConfig, weights: bool = True) -> Inputs:
     if config.method == "sft":
         _check_responses(prompts)
     test = own_questions(experts, config) if config.eval else []
-    if any(benchmark.metric == "code_tests" for benchmark in test):
+    validation = load_validation(paths, limit=config.probe_prompts, max_new_tokens=config.max_new_tokens) if config.alpha == AUTO else []
+    if any(benchmark.metric == "code_tests" for benchmark in (*test, *validation)):
         check_sandbox(config.unsafe_exec)
     return Inputs(
         experts=tuple(experts),
@@ -83,6 +87,7 @@ def read_inputs(config: MergeConfig, weights: bool = True) -> Inputs:
         lora_rank=config.lora_rank or _rank(config, experts, start),
         targets=tuple(sorted({t for e in [*experts, *own] for t in e.targets})) or linear_kinds(base),
         teacher_base=teacher_base,
+        validation=tuple(validation),
         references=references,
         start=start,
         remote=remote,
@@ -128,7 +133,8 @@ def _check_responses(prompts: Sequence[PromptSet]) -> None:
     for source in prompts:
         if missing := sum(prompt.response is None for prompt in source.prompts):
             raise InputError(
-                f'{source.path}: {missing:,} of {len(source.prompts):,} prompts have no "response" to learn; add them, or use another --method'
+                f'{source.path}: {missing:,} of {len(source.prompts):,} prompts have no "response" to learn; '
+                "add them, or use another --method"
             )
 
 

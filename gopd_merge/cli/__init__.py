@@ -9,11 +9,12 @@ import cyclopts
 from cyclopts import App, Group
 
 import gopd_merge
-from gopd_merge.cli import evaluating, looking, merging
+from gopd_merge.cli import evaluating, looking, merging, probing
 from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, JSON, QUIET, signature
 from gopd_merge.config import MergeConfig
 from gopd_merge.errors import GopdError
 from gopd_merge.eval_config import CompareConfig, EvalConfig
+from gopd_merge.probe_config import ProbeConfig
 
 HELP = """Merge LoRA experts of one base model into one adapter, by on-policy distillation (G-OPD / ExOPD).
 
@@ -44,6 +45,10 @@ def build_app() -> App:
         """Show what a merge would use and take: inputs, prompts, tokens, memory by part, time. Takes all options of the merge."""
         merging.plan(options)
 
+    def probe(**options: Any) -> None:
+        """Measure on validation questions what each α can reach, without training, and choose: the target itself is sampled."""
+        probing.probe(options)
+
     def evaluate(*adapters: str, **options: Any) -> None:
         """Measure adapters on benchmarks, beside their base. An evaluation that was stopped goes on where it was."""
         evaluating.evaluate(EvalConfig, adapters, options)
@@ -55,10 +60,12 @@ def build_app() -> App:
     # Functions have a __signature__ that type checkers do not know of; the flags are read off it.
     run.__signature__ = signature(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN)  # type: ignore[attr-defined]
     plan.__signature__ = signature(MergeConfig, CONFIG, JSON, CALIBRATE)  # type: ignore[attr-defined]
+    probe.__signature__ = signature(ProbeConfig, JSON, QUIET)  # type: ignore[attr-defined]
     evaluate.__signature__ = signature(EvalConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
     compare.__signature__ = signature(CompareConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
     app.default(run)
     app.command(plan)
+    app.command(probe)
     app.command(evaluate, name="eval")
     app.command(compare)
     app.command(evaluating.report, name="report")

@@ -58,4 +58,4 @@ def _default_text(default: Any) -> Callable[[Any], str] | bool:
     """How --help shows a default: as the config has it, and not at all where it says nothing."""
     if default in (None, {}, (), False):
         return False
-    return lambda _: ",".join(default) if isinstance(default, tuple) else f"{default}"
+    return lambda _: ",".join(f"{x:g}" if isinstance(x, float) else x for x in default) if isinstance(default, tuple) else f"{default}"

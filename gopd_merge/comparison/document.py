@@ -13,6 +13,7 @@ from gopd_merge.distillation import METRICS
 from gopd_merge.evaluate.statistics import Comparison, Result
 from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark
 from gopd_merge.report.document import KIND, SCHEMA
+from gopd_merge.report.scale import scale_in
 from gopd_merge.report.terminal import label_of
 
 SAMPLES = 24  # questions of each benchmark that are shown with their answers
@@ -49,6 +50,7 @@ def comparison_document(
             for point in t.points
         ],
         "curves": [curve for one in measured if (curve := _curve(one.contender))],
+        **_scale(about),
         "samples": [sample for benchmark in test for sample in _samples(benchmark, measured)],
         **described,
     }
@@ -107,6 +109,15 @@ def _curve(contender: Contender) -> dict[str, Any] | None:
     rows = read_json_lines(contender.folder / METRICS) if contender.folder else []
     label = label_of(contender.method, contender.alpha, contender.parameters)
     return {"label": label, "method": contender.method, "alpha": contender.alpha, "seed": contender.seed, "rows": rows} if rows else None
+
+
+def _scale(about: Contender) -> dict[str, Any]:
+    """What was known about α before the merge, where its folder holds that."""
+    known = scale_in(about.folder)
+    if known is None:
+        return {}
+    found = known.model_dump(mode="json", include={"chosen", "chosen_options", "why"})
+    return {"scale": [point.model_dump(mode="json") for point in known.points], "scale_made_by": known.made_by, **found}
 
 
 def _samples(benchmark: Benchmark, measured: Sequence[Measured]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import numpy as np
 
 from gopd_merge.comparison.contenders import Contender
 from gopd_merge.distill.backbone import Backbone, expert
-from gopd_merge.distill.rollout import Answers, Format, answers, generate, prompt_lengths
+from gopd_merge.distill.rollout import Answers, Format, Rollout, answers, generate, prompt_lengths
 from gopd_merge.distill.target import mean_rewards
 from gopd_merge.distillation import Listener
 from gopd_merge.errors import InputError
 from gopd_merge.evaluate.answers import Answer, AnswerFile
 from gopd_merge.evaluate.statistics import Result, Scores, scores_of, summarise
 from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark
-from gopd_merge.evaluate.tasks import ask
+from gopd_merge.evaluate.tasks import Respond, ask
 from gopd_merge.experts.base import Base
 from gopd_merge.experts.intake import Expert
 
@@ -69,6 +70,18 @@ def measure(
     told: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Answer]:
     """All answers of a contender to a benchmark; those that are on disk already are not asked again. Raises InputError as AnswerFile."""
+    who = {"method": contender.method, "parameters": contender.parameters, "sha256": contender.sha256}
+    file = answer_file(benchmark, setup, kind, contender.slug, who)
+    if is_full(file, benchmark):
+        return file.answers  # without putting its adapter on the base
+    home = contender.home or backbone
+    with contender.on(home) as role:
+        respond = responding(home, partial(generate, home, role), benchmark, setup)
+        return ask(benchmark, respond, file, setup.seed, setup.batch_size, setup.unsafe_exec, told)
+
+
+def answer_file(benchmark: Benchmark, setup: Setup, kind: str, slug: str, who: Mapping[str, Any]) -> AnswerFile:
+    """The file of what one model answers to a benchmark; `who` says which model that is. Raises InputError as AnswerFile."""
     suite = benchmark.suite
     header = {
         "suite": suite.name,
@@ -78,18 +91,32 @@ def measure(
         "questions": len(benchmark.items),
         "samples": suite.samples,
         "seed": setup.seed,
-        "method": contender.method,
-        "parameters": contender.parameters,
-        "sha256": contender.sha256,
+        **who,
         **setup.base,
     }
-    name = f"{suite.name}.{benchmark.domain}.{len(benchmark.items)}.{contender.slug}.jsonl"
-    file = AnswerFile(setup.folder / kind / name, header, setup.batch_size)
-    if len(file.answers) == len(benchmark.items) * suite.samples:
-        return file.answers  # without putting its adapter on the base
-    home = contender.home or backbone
-    with contender.on(home) as role:
-        return ask(benchmark, _respond(home, role, benchmark, setup), file, setup.seed, setup.batch_size, setup.unsafe_exec, told)
+    name = f"{suite.name}.{benchmark.domain}.{len(benchmark.items)}.{slug}.jsonl"
+    return AnswerFile(setup.folder / kind / name, header, setup.batch_size)
+
+
+def is_full(file: AnswerFile, benchmark: Benchmark) -> bool:
+    """Whether nothing is left to ask."""
+    return len(file.answers) == len(benchmark.items) * benchmark.suite.samples
+
+
+def responding(backbone: Backbone, sample: Callable[..., Rollout], benchmark: Benchmark, setup: Setup) -> Respond:
+    """How a benchmark's prompts are answered by `sample`, which takes what `rollout.generate` takes after the role."""
+    suite = benchmark.suite
+
+    def respond(prompts: Sequence[str]) -> tuple[Answers, list[float] | None]:
+        domains = [benchmark.domain] * len(prompts)
+        form = Format(suite.chat, suite.system)
+        rollout = sample(prompts, domains, suite.max_new_tokens, suite.temperature, form, suite.stop)
+        rewards = None
+        if benchmark.metric == EXPERT_REWARD:
+            rewards = mean_rewards(backbone, rollout, expert(benchmark.domain), min(32, setup.batch_size))
+        return answers(backbone, rollout, suite.stop), rewards
+
+    return respond
 
 
 def measure_all(
@@ -111,24 +138,6 @@ def measure_all(
     return measured
 
 
-def _respond(
-    backbone: Backbone, role: str, benchmark: Benchmark, setup: Setup
-) -> Callable[[Sequence[str]], tuple[Answers, list[float] | None]]:
-    suite = benchmark.suite
-
-    def respond(prompts: Sequence[str]) -> tuple[Answers, list[float] | None]:
-        domains = [benchmark.domain] * len(prompts)
-        rollout = generate(
-            backbone, role, prompts, domains, suite.max_new_tokens, suite.temperature, Format(suite.chat, suite.system), suite.stop
-        )
-        rewards = None
-        if benchmark.metric == EXPERT_REWARD:
-            rewards = mean_rewards(backbone, rollout, expert(benchmark.domain), min(32, setup.batch_size))
-        return answers(backbone, rollout, suite.stop), rewards
-
-    return respond
-
-
 def check_context(backbone_tokenizer: Any, context: int | None, benchmarks: Sequence[Benchmark]) -> None:
     """Raises InputError for a question that, with its answer, is longer than the base's context."""
     for benchmark in benchmarks:
@@ -146,17 +155,20 @@ def check_context(backbone_tokenizer: Any, context: int | None, benchmarks: Sequ
 
 def scores(measured: Sequence[Measured], benchmark: Benchmark) -> Scores:
     """The scores of one method on a benchmark; `measured` are its seeds."""
-    key, are_shares = key_of(benchmark), benchmark.metric != EXPERT_REWARD
-    ids = sorted({answer.id for answer in measured[0].answers[key]})
+    return scores_of_answers([one.answers[key_of(benchmark)] for one in measured], benchmark)
+
+
+def scores_of_answers(seeds: Sequence[Sequence[Answer]], benchmark: Benchmark) -> Scores:
+    """The same from the answers of each seed."""
+    ids = sorted({answer.id for answer in seeds[0]})
     row = {id: index for index, id in enumerate(ids)}
     arrays = []
-    for one in measured:
-        found = one.answers[key]
+    for found in seeds:
         array = np.empty((len(ids), len(found) // len(ids)))
         for answer in found:
             array[row[answer.id], answer.sample] = answer.score
         arrays.append(array)
-    return scores_of(ids, *arrays, are_shares=are_shares)
+    return scores_of(ids, *arrays, are_shares=benchmark.metric != EXPERT_REWARD)
 
 
 def result(measured: Sequence[Measured], benchmark: Benchmark, seed: int) -> Result:

@@ -1,12 +1,8 @@
 """`gopd-merge eval` and `gopd-merge compare`, read from top to bottom: check, load one base, tune the rivals, ask everybody, conclude."""
 
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from gopd_merge import artefacts
 from gopd_merge.comparison.concluding import Evaluation, conclude
@@ -27,6 +23,7 @@ from gopd_merge.experts.base import context_length, load_tokenizer
 from gopd_merge.plan import MANIFEST, Inputs, read_inputs
 from gopd_merge.report.document import EVALUATION, RESULTS
 from gopd_merge.report.progress import Silent
+from gopd_merge.report.scale import scale_in
 
 
 def compare(config: EvalConfig, command: str, listener: Listener | None = None) -> Evaluation:
@@ -45,12 +42,14 @@ def compare(config: EvalConfig, command: str, listener: Listener | None = None) 
     if any(benchmark.metric == "code_tests" for benchmark in (*test, *validation)):
         check_sandbox(config.unsafe_exec)
     check_context(load_tokenizer(found.base), context_length(found.base), [*test, *validation])
+    for entry in found.entries:
+        scale_in(entry.adapter.path)  # a damaged one is refused here, and not when everything is measured
     given = [entry.contender(isinstance(config, CompareConfig)) for entry in found.entries]
     _check_different(given)
     judge = _judge(config, test)
     setup = _setup(config, found)
     opd = _opd_training(config, found, setup.folder)
-    with _alone(setup.folder, config.overwrite):
+    with artefacts.alone(setup.folder, (ANSWERS, TUNING, JUDGED, RESULTS) if config.overwrite else ()):
         return _measure(config, command, found, given, opd, test, validation, judge, setup, listener)
 
 
@@ -154,35 +153,10 @@ def _setup(config: EvalConfig, found: Field) -> Setup:
 
 
 def _folder(config: EvalConfig, found: Field) -> Path:
-    """Where answers and results go: beside the first merge, if it is a folder here. Raises InputError."""
+    """Where answers and results go: beside the first merge, if it is a folder here."""
     first = found.entries[0]
     is_ours = first.manifest is not None and first.adapter.commit is None
-    folder = config.output or (first.adapter.path if is_ours else Path()) / EVALUATION
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
-    return folder
-
-
-@contextmanager
-def _alone(folder: Path, overwrite: bool) -> Iterator[None]:
-    """The folder for this run alone, emptied of earlier answers with `overwrite`. Raises InputError while another run writes there."""
-    lock = FileLock(folder / ".lock", blocking=False)
-    try:
-        lock.acquire()
-        if overwrite:
-            for part in (ANSWERS, TUNING, JUDGED):
-                shutil.rmtree(folder / part, ignore_errors=True)
-            (folder / RESULTS).unlink(missing_ok=True)
-    except Timeout:
-        raise InputError(f"{folder}: another evaluation is writing there; wait for it, or choose another --output") from None
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
-    try:
-        yield
-    finally:
-        lock.release()
+    return config.output or (first.adapter.path if is_ours else Path()) / EVALUATION
 
 
 def _opd_training(config: EvalConfig, found: Field, folder: Path) -> tuple[MergeConfig, Inputs] | None:

@@ -33,6 +33,11 @@ def expert(domain: str) -> str:
     return f"expert-{domain}"
 
 
+def mixes(expert: Expert) -> bool:
+    """Whether it can run beside other roles in one batch: PEFT refuses DoRA there, copies of norms, and a copy that not all have."""
+    return not (expert.uses_dora or expert.saved)
+
+
 class Backbone:
     """The base with all adapters on it. Always in evaluation mode: no dropout, so a role is one deterministic function."""
 
@@ -52,8 +57,7 @@ class Backbone:
         names = [name for name, _ in model.named_modules()]
         for one in experts:
             check_patterns_on(one, names)  # some modules hold no tensor, so that intake cannot know them
-        # PEFT refuses DoRA in a mixed batch, copies of norms, and a copy that not every expert in the batch has.
-        self._can_mix = not any(e.uses_dora or e.saved for e in experts)
+        self._can_mix = all(mixes(e) for e in experts)
         for one in experts:
             if as_shapes:
                 self._add(expert(one.domain), _fresh(one))
@@ -160,6 +164,11 @@ class Backbone:
             for rows, part in parts.values():
                 hidden[rows] = part.to(hidden.dtype)
             return hidden
+
+    @property
+    def can_mix(self) -> bool:
+        """Whether all roles can run in one batch, see `mixes`; else `hidden` runs them one after the other."""
+        return self._can_mix
 
     @property
     def hidden_size(self) -> int:

@@ -62,7 +62,7 @@ class Cast:
             roles = [role.adapter for role, rows in asked.items() for _ in rows]
             index = torch.tensor([row for rows in asked.values() for row in rows], device=ids.device)
             hidden = model.hidden(roles, ids[index], attention_mask[index])
-            found |= dict(zip(asked, hidden.split([len(rows) for rows in asked.values()]), strict=True))
+            found |= dict(zip(asked, torch.split(hidden, [len(rows) for rows in asked.values()]), strict=True))
         return found
 
     def logits(self, role: Role, hidden: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What the student answers: sampling at temperature 1 from the full distribution, which is the one that is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,32 +118,41 @@ def generate(
     distribution than the one that is trained and measured.
     """
     ids, mask = encode(backbone, prompts, form)  # (B, P)
-    with backbone.role(role) as model:
-        base = backbone.model
-        stored = base.generation_config
-        stop_ids = _stop_ids(backbone, stored)
-        plain = GenerationConfig(
-            do_sample=temperature > 0,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(stop_ids),
-            pad_token_id=backbone.tokenizer.pad_token_id,
-            **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
-            **({"stop_strings": list(stop)} if stop else {}),
-        )
-        base.generation_config = plain  # generate() fills what a given config leaves open from the model's own
-        try:
-            tokenizer = {"tokenizer": backbone.tokenizer} if stop else {}
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain, **tokenizer)  # (B, P + T)
-        finally:
-            base.generation_config = stored
-    response = out[:, ids.shape[1] :]  # (B, T)
-    ends = torch.isin(response, torch.tensor(sorted(stop_ids), device=response.device))  # (B, T)
+    with backbone.role(role) as model, plain_generation(backbone, max_new_tokens, temperature, stop) as options:
+        out = model.generate(input_ids=ids, attention_mask=mask, **options)  # (B, P + T)
+    return rollout_of(backbone, out, mask, domains, stop)
+
+
+@contextmanager
+def plain_generation(backbone: Backbone, max_new_tokens: int, temperature: float, stop: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What to give Transformers' generate() so that no cut or penalty is left; the base's own settings are away while the block lasts."""
+    base = backbone.model
+    stored = base.generation_config
+    plain = GenerationConfig(
+        do_sample=temperature > 0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=_stop_ids(backbone),
+        pad_token_id=backbone.tokenizer.pad_token_id,
+        **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
+        **({"stop_strings": list(stop)} if stop else {}),
+    )
+    base.generation_config = plain  # generate() fills what a given config leaves open from the model's own
+    try:
+        yield {"generation_config": plain} | ({"tokenizer": backbone.tokenizer} if stop else {})
+    finally:
+        base.generation_config = stored
+
+
+def rollout_of(backbone: Backbone, ids: Tensor, prompt_mask: Tensor, domains: Sequence[str], stop: Sequence[str]) -> Rollout:
+    """What generate() gave, (B, P + T), with what belongs to each response. `prompt_mask` is (B, P)."""
+    response = ids[:, prompt_mask.shape[1] :]  # (B, T)
+    ends = torch.isin(response, torch.tensor(_stop_ids(backbone), device=response.device))  # (B, T)
     if stop:
         ends |= _ends_in_text(backbone.tokenizer, response, stop)
     response_mask = (ends.cumsum(1) - ends.long()) == 0  # up to and with the first end
     return Rollout(
-        ids=out,
-        attention_mask=torch.cat([mask, response_mask.long()], dim=1),
+        ids=ids,
+        attention_mask=torch.cat([prompt_mask, response_mask.long()], dim=1),
         response_mask=response_mask,
         capped=~ends.any(1),
         domains=tuple(domains),
@@ -216,7 +226,7 @@ def _ends_in_text(tokenizer: PreTrainedTokenizerBase, response: Tensor, stop: Se
     return ends
 
 
-def _stop_ids(backbone: Backbone, config: GenerationConfig) -> set[int]:
-    stored = config.eos_token_id
+def _stop_ids(backbone: Backbone) -> list[int]:
+    stored = backbone.peft.get_base_model().generation_config.eos_token_id
     ids = set(stored) if isinstance(stored, list) else {stored}
-    return {i for i in (*ids, backbone.tokenizer.eos_token_id) if i is not None}
+    return sorted(i for i in (*ids, backbone.tokenizer.eos_token_id) if i is not None)

@@ -14,8 +14,8 @@ from gopd_merge.distill.backbone import REFERENCE, Backbone
 from gopd_merge.distill.cast import REMOTE, Cast, Role
 from gopd_merge.distill.objective import Aim, spread_tail
 from gopd_merge.distill.remote_target import top_k_target
-from gopd_merge.distill.reward_scale import bounded_log_ratio, guarded_alpha, token_alpha
 from gopd_merge.distill.rollout import Rollout
+from gopd_merge.distill.tilt import PLAIN, Rule
 
 PROBED_TOKENS = 8  # of each response, spread evenly: enough for the step's mean reward, little to project
 
@@ -25,15 +25,13 @@ class Scale:
     """λ of a step: by domain, and what changes it from token to token."""
 
     alphas: Mapping[str, float]
-    by_token: bool = False  # 1 + (λ − 1) · how far teacher and reference are apart
-    deterministic: float | None = None  # probability of its likeliest token above which a teacher is copied, not extrapolated
-    bound: float | None = None  # of |log π_T/π_r|, per token of the vocabulary
+    rule: Rule = PLAIN
     measured: bool = False  # run every role, even where λ leaves one out of the target: its reward is wanted
 
     @property
     def needs_all_roles(self) -> bool:
         """Whether a role must be run whatever its part in the target is."""
-        return self.by_token or self.deterministic is not None or self.bound is not None or self.measured
+        return self.rule != PLAIN or self.measured
 
 
 @dataclass(frozen=True)
@@ -44,20 +42,12 @@ class Apart:
     aim: Aim
     alphas: Tensor  # (n, rewards)
     hidden: Mapping[Role, Tensor]  # (n, H) each
-    bound: float | None
+    rule: Rule
 
     def logits(self, cast: Cast, rows: Tensor) -> Tensor:
         """(m, V) unnormalised logits of q for the rows (m,) of these tokens."""
-        alphas = self.alphas[rows].T.unsqueeze(-1)  # (rewards, m, 1)
         projected = {role: cast.logits(role, hidden[rows]) for role, hidden in self.hidden.items()}
-        if self.bound is None:
-            parts = self.aim.coefficients(list(alphas))
-            return torch.stack([projected[role] * weight for role, weight in parts.items()]).sum(0)  # type: ignore[index]
-        log_probs = {role: logits.log_softmax(-1) for role, logits in projected.items()}
-        total = log_probs[self.aim.keep]
-        for reward, alpha in zip(self.aim.rewards, alphas, strict=True):
-            total = total + reward.weight * alpha * bounded_log_ratio(log_probs[reward.teacher], log_probs[reward.against], self.bound)
-        return total
+        return self.rule.target_logits(self.aim, self.alphas[rows], projected)
 
 
 @dataclass(frozen=True)
@@ -151,15 +141,15 @@ def score(cast: Cast, rollout: Rollout, scale: Scale, micro_batch_size: int, chu
                 known.append(told)
                 reward[one.tokens], keep[one.tokens] = log_teacher - log_keep, log_keep
                 continue
-            _probe(cast, one, torch.isin(one.tokens, probed), scale.bound, reward, keep, clipped)
-            if scale.bound is None and cast.can_mix(one.aim):
+            _probe(cast, one, torch.isin(one.tokens, probed), scale.rule.bound, reward, keep, clipped)
+            if scale.rule.bound is None and cast.can_mix(one.aim):
                 for role, weight in one.aim.coefficients(list(one.alphas.T.unsqueeze(-1))).items():
                     hidden = one.hidden.get(role)  # type: ignore[call-overload] # roles are of our kind here
                     if hidden is not None:  # a role whose part is zero everywhere was not run
                         total = mixed.setdefault(role.model, torch.zeros(num_tokens, hidden.shape[-1], device=device))  # type: ignore[attr-defined]
                         total.index_add_(0, one.tokens, hidden.float() * weight)
             else:
-                apart.append(Apart(one.tokens, one.aim, one.alphas, one.hidden, scale.bound))
+                apart.append(Apart(one.tokens, one.aim, one.alphas, one.hidden, scale.rule))
         first_token += part.num_tokens
     return Target(mixed, tuple(apart), tuple(known), probed, reward[probed], keep[probed], alpha, clipped[probed])
 
@@ -186,8 +176,10 @@ def _score_part(cast: Cast, part: Rollout, scale: Scale, first_token: int, chunk
             places = torch.tensor([rows_of[role].index(row) for row in rows], device=lengths.device)
             own[role] = hidden[role][places, part.prompt_width - 1 : -1][mask]  # (n', H)
         alphas = torch.full((len(tokens), len(aim.rewards)), scale.alphas[domain], device=lengths.device)
-        if scale.by_token or scale.deterministic is not None:
-            alphas = _by_token(cast, aim, scale, alphas, own, chunk_tokens)
+        if scale.rule.moves_alpha:
+            chunks = [slice(start, start + chunk_tokens) for start in range(0, len(alphas), chunk_tokens)]
+            logits = ({role: cast.logits(role, h[at]) for role, h in own.items()} for at in chunks)  # one at a time
+            alphas = torch.cat([scale.rule.alphas(aim, alphas[at], one) for at, one in zip(chunks, logits, strict=True)])
         scored[domain] = _Scored(tokens + first_token, ids[tokens], aim, alphas, own)
     return scored
 
@@ -198,20 +190,6 @@ def _needed(aim: Aim, scale: Scale, domain: str) -> list[Role]:
         return [aim.keep]
     roles = aim.roles if scale.needs_all_roles else aim.coefficients([scale.alphas[domain]] * len(aim.rewards))
     return list(roles)  # type: ignore[arg-type] # roles are of our kind here
-
-
-def _by_token(cast: Cast, aim: Aim, scale: Scale, alphas: Tensor, hidden: Mapping[Role, Tensor], chunk_tokens: int) -> Tensor:
-    """λ of every token and teacher, (n, rewards)."""
-    found = alphas.clone()
-    for start in range(0, len(alphas), chunk_tokens):
-        rows = slice(start, start + chunk_tokens)
-        for column, reward in enumerate(aim.rewards):
-            log_teacher, log_ref = (cast.logits(r, hidden[r][rows]).log_softmax(-1) for r in (reward.teacher, reward.against))
-            if scale.by_token:
-                found[rows, column] = token_alpha(found[rows, column], log_teacher, log_ref)
-            if scale.deterministic is not None:
-                found[rows, column] = guarded_alpha(found[rows, column], log_teacher, scale.deterministic)
-    return found
 
 
 def _probe(cast: Cast, one: _Scored, inside: Tensor, bound: float | None, reward: Tensor, keep: Tensor, clipped: Tensor) -> None:

@@ -39,8 +39,8 @@ def check_same_tokenizer(name: str, model: Path, other_name: str, other: Path) -
     differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
     if differing:
         raise InputError(
-            f"{name} and {other_name} have different tokenizers ({len(differing):,} tokens, such as {differing[0]!r}): a teacher scores the "
-            "student's tokens one by one, so both must read the same; take models of one family, or learn the answers: --method seqkd on one base"
+            f"{name} and {other_name} have different tokenizers ({len(differing):,} tokens, such as {differing[0]!r}): a teacher scores "
+            "the student's tokens one by one, so both must read the same; take models of one family"
         )
 
 

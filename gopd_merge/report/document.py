@@ -6,7 +6,7 @@ The models here are the JSON form. A row of `results` is a `gopd_merge.evaluate.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -200,6 +200,30 @@ class Sample(Part):
     answers: tuple[Answer, ...]
 
 
+class ScalePoint(Part):
+    """One α on validation questions: the target itself where it was probed, a short merge where it was swept."""
+
+    domain: str
+    suite: str
+    alpha: float = Field(ge=0)
+    learning_rate: float | None = None  # of the merge; null for the target, which has no training
+    steps: int | None = None
+    seed: int | None = None
+    n: int
+    score: float
+    low: float
+    high: float
+    metric: str
+    length_mean: float  # tokens
+    length_capped: float  # share of answers that the length limit cut
+    entropy: float | None = None  # nats per token
+
+    @property
+    def key(self) -> Key:
+        """Its benchmark."""
+        return self.suite, self.domain
+
+
 class Document(Part):
     """A whole comparison."""
 
@@ -214,6 +238,11 @@ class Document(Part):
     tuning: tuple[Tuned, ...] = ()
     curves: tuple[Curve, ...] = ()
     samples: tuple[Sample, ...] = ()
+    scale: tuple[ScalePoint, ...] = ()  # what was known about α before the merge; the rest of it is in the next four
+    scale_made_by: Literal["probe", "sweep"] = "probe"
+    chosen: dict[str, float] = {}  # α by domain
+    chosen_options: dict[str, float] = {}  # of a sweep: learning_rate, steps
+    why: dict[str, str] = {}
     inputs: dict[str, dict[str, Any]] = {}
     base: dict[str, Any] = {}
     config: dict[str, Any] | None = None

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from gopd_merge.report import answers, plots, provenance, tables, training
+from gopd_merge.report import answers, plots, provenance, scale, tables, training
 from gopd_merge.report.document import Document
 from gopd_merge.report.figures import Plot
 from gopd_merge.report.lines import headline_of, lines_of
@@ -32,6 +32,7 @@ class Section:
 
 SECTIONS = (
     Section("scores", "Scores", "Scores"),
+    Section("scale", "Choice of α", "Score against α"),
     Section("training", "Training", "Training curves"),
     Section("retention", "Retention", "What each domain kept and lost"),
     Section("length", "Length", "Length and entropy"),
@@ -62,7 +63,7 @@ def html_page(document: Document, title: str | None = None) -> str:
     return environment.get_template("page.html.jinja").render(
         **context,
         title=title or context["name"],
-        sections=SECTIONS,
+        sections=[section for section in SECTIONS if section.name != "scale" or document.scale],
         figures=figures,
         style=(TEMPLATES / "page.css").read_text(),
         scripts=scripts,
@@ -93,6 +94,7 @@ def _context(document: Document) -> dict[str, Any]:
         "score_plots": plots.score_plots(document),
         "difference_plots": plots.difference_plots(document),
         "alpha_plots": plots.alpha_plots(document),
+        **_scale_context(document),
         "runs": training.runs(document),
         "entropy": training.entropy_table(document),
         "retention": tables.retention_table(document),
@@ -112,8 +114,19 @@ def _context(document: Document) -> dict[str, Any]:
     }
 
 
+def _scale_context(document: Document) -> dict[str, Any]:
+    """What was known about α before the merge."""
+    known = scale.scale_of(document)
+    return {
+        "scale_about": scale.MEASURED[known.made_by] if known else "",
+        "scale_why": sorted(known.why.items()) if known else [],
+        "scale_plots": scale.scale_plots(known) if known else [],
+        "scale_tables": scale.scale_tables(known) if known else [],
+    }
+
+
 def _all_plots(context: Mapping[str, Any]) -> Sequence[Plot]:
-    named = [context[name] for name in ("score_plots", "difference_plots", "alpha_plots", "length_plots", "cost_plots")]
+    named = [context[name] for name in ("score_plots", "difference_plots", "alpha_plots", "scale_plots", "length_plots", "cost_plots")]
     named += [run.plots for run in context["runs"]] + [[context["retention_plot"]] if context["retention_plot"] else []]
     return [plot for group in named for plot in group]
 

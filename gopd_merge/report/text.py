@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from gopd_merge.errors import printable
 from gopd_merge.report.document import Document
+from gopd_merge.report.scale import scale_of, scale_tables
 from gopd_merge.report.tables import Table, comparison_table, retention_table, score_table, seeds_table
 from gopd_merge.report.terminal import columns
 from gopd_merge.report.verdict import verdict_of
@@ -49,6 +50,8 @@ def _tables(document: Document) -> Iterator[Table]:
     for table in (comparison_table(document), retention_table(document), seeds_table(document)):
         if table is not None and table.rows:
             yield table
+    known = scale_of(document)
+    yield from scale_tables(known) if known else ()
 
 
 def markdown_table(table: Table) -> str:

@@ -210,7 +210,7 @@ def test_the_same_merge_twice_is_refused(compared, merged, tmp_path):
 def test_two_runs_do_not_write_into_one_folder(compared, merged, tmp_path):
     folder = tmp_path / "evaluation"
     folder.mkdir()
-    with FileLock(folder / ".lock"), pytest.raises(InputError, match="another evaluation is writing there; wait for it"):
+    with FileLock(folder / ".lock"), pytest.raises(InputError, match="another run is writing there; wait for it"):
         compared(merged)
     assert compared(merged, limit=2).results  # and afterwards it is free again
 

@@ -1,5 +1,8 @@
 """Backbones with the embedded experts on them."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -54,3 +57,16 @@ def questions():
         ],
         ["math", "code", "math", "code"],
     )
+
+
+@pytest.fixture(scope="session")
+def biased_backbone(adapters, tmp_path_factory):
+    """The embedded base with a generation_config.json that would cut and sharpen the distribution."""
+    base = shutil.copytree(adapters / "tiny-base", tmp_path_factory.mktemp("biased") / "tiny-base")
+    path = base / "generation_config.json"
+    cuts = {"do_sample": True, "temperature": 0.1, "top_k": 2, "top_p": 0.3, "repetition_penalty": 3.0, "min_new_tokens": 30}
+    path.write_text(json.dumps(json.loads(path.read_text()) | cuts))
+    experts = read_experts({"math": str(adapters / "math.lora")})
+    backbone = Backbone(*load_base(Base(str(base), str(base)), "none", "cpu"), experts)
+    backbone.add_student(4, ["q_proj"], seed=0)
+    return backbone

@@ -1,15 +1,9 @@
 """The student samples from its own full distribution, and every column of a rollout speaks of the same token."""
 
-import json
-import shutil
-
-import pytest
 import torch
 
-from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone
+from gopd_merge.distill.backbone import REFERENCE, STUDENT
 from gopd_merge.distill.rollout import answers, encode, generate
-from gopd_merge.experts.base import Base, load_base
-from gopd_merge.experts.intake import read_experts
 
 
 def test_the_response_ends_with_its_first_end_token_and_padding_is_masked(float_backbone, questions):
@@ -44,19 +38,6 @@ def test_slices_of_a_rollout_hold_the_same_tokens(float_backbone, questions):
     parts = [rollout.rows(start, start + 3) for start in (0, 3)]
     assert torch.equal(torch.cat([part.response_ids() for part in parts]), rollout.response_ids())
     assert sum(part.num_tokens for part in parts) == rollout.num_tokens
-
-
-@pytest.fixture(scope="module")
-def biased_backbone(adapters, tmp_path_factory):
-    """The embedded base with a generation_config.json that would cut and sharpen the distribution."""
-    base = shutil.copytree(adapters / "tiny-base", tmp_path_factory.mktemp("biased") / "tiny-base")
-    path = base / "generation_config.json"
-    cuts = {"do_sample": True, "temperature": 0.1, "top_k": 2, "top_p": 0.3, "repetition_penalty": 3.0, "min_new_tokens": 30}
-    path.write_text(json.dumps(json.loads(path.read_text()) | cuts))
-    experts = read_experts({"math": str(adapters / "math.lora")})
-    backbone = Backbone(*load_base(Base(str(base), str(base)), "none", "cpu"), experts)
-    backbone.add_student(4, ["q_proj"], seed=0)
-    return backbone
 
 
 def test_the_bases_own_generation_settings_do_not_touch_the_distribution(float_backbone, biased_backbone, questions):

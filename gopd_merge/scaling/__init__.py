@@ -1,0 +1,1 @@
+"""Which α is worth it: known before the training."""

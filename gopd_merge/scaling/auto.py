@@ -1,0 +1,55 @@
+"""`--alpha auto`: the probe, inside a merge, of the very target that the merge would train."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gopd_merge import artefacts
+from gopd_merge.casting import aims_of, rule_of
+from gopd_merge.comparison.measuring import Setup, identity
+from gopd_merge.config import MergeConfig
+from gopd_merge.distill.backbone import Backbone
+from gopd_merge.distill.mixture import Mix
+from gopd_merge.distillation import Listener
+from gopd_merge.plan import Inputs
+from gopd_merge.report.scale import SCALE
+from gopd_merge.scaling.document import scale_document
+from gopd_merge.scaling.probe import Target, probe_on
+
+GRID = (1.0, 1.25, 1.5, 2.0, 3.0)
+PROBE = "probe"  # the folder of its answers, in that of the merge
+
+
+def choose_alpha(
+    backbone: Backbone, config: MergeConfig, inputs: Inputs, folder: Path, described: Mapping[str, Any], listener: Listener
+) -> MergeConfig:
+    """The config with the α that the probe chooses for each domain; its answers and scale.json, with the reasons, go to `folder`."""
+    base = identity(inputs.base, inputs.experts, config.quantize)
+    setup = Setup(folder / PROBE, base, config.seed, config.batch_size, config.unsafe_exec)
+    found = probe_on(backbone, inputs.validation, GRID, setup, listener, target_of(config, inputs), config.changes)
+    artefacts.replace_json(folder / SCALE, scale_document("probe", found.points, found.chosen, found.why, described))
+    for domain, alpha in found.chosen.items():
+        listener.note(f"α = {alpha:g} for {domain}: {found.why[domain]}")
+    return config.model_copy(update={"alpha": dict(found.chosen)})
+
+
+def target_of(config: MergeConfig, inputs: Inputs) -> Target:
+    """What the merge would train at an α, to be sampled."""
+    aims, rule = aims_of(config, inputs), rule_of(config)
+
+    def target(domain: str, alpha: float) -> tuple[list[str], Mix]:
+        aim = aims[domain]
+        count = len(aim.rewards)
+        roles = list(aim.roles if rule.moves_alpha or rule.bound is not None else aim.coefficients([alpha] * count))
+
+        def mix(logits: Tensor) -> Tensor:
+            of_role = dict(zip(roles, logits, strict=True))  # (B, V) each
+            asked = torch.full((logits.shape[1], count), alpha, device=logits.device)
+            return rule.target_logits(aim, rule.alphas(aim, asked, of_role), of_role)
+
+        return [role.adapter for role in roles], mix  # type: ignore[attr-defined] # roles are of our kind here
+
+    return target
