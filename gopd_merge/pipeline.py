@@ -61,9 +61,6 @@ def merge(
     check_output(config.output, config.overwrite)
     inputs = inputs or read_inputs(config)
     listener.started(config, inputs)
-    for warning in (*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings):
-        listener.note(warning)
-
     if backbone is None:
         with clock.measure("plan"):
             look_ahead(config, inputs, listener)
@@ -99,7 +96,9 @@ def merge(
 
 
 def look_ahead(config: MergeConfig, inputs: Inputs, listener: Listener) -> None:
-    """Raises InputError for a run that cannot fit into memory."""
+    """Notes what is odd about the inputs. Raises InputError for a run that cannot fit into memory."""
+    for warning in (*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings):
+        listener.note(warning)
     forecast = Forecast(config, inputs)
     try:
         forecast.check()

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from gopd_merge import artefacts
 from gopd_merge.comparison.contenders import trained
-from gopd_merge.comparison.measuring import TUNING, Measured, Setup, check_context, identity, key_of, measure, result
+from gopd_merge.comparison.measuring import TUNING, Measured, Setup, check_context, identity, key_of, measure, result, scores
 from gopd_merge.comparison.training import renew_student, train_on
 from gopd_merge.comparison.tuning import best_row
 from gopd_merge.config import MergeConfig
@@ -22,6 +22,7 @@ from gopd_merge.distillation import Listener, load_backbone
 from gopd_merge.errors import InputError
 from gopd_merge.eval_config import OWN
 from gopd_merge.evaluate.sandbox import check_sandbox
+from gopd_merge.evaluate.statistics import paired
 from gopd_merge.evaluate.suites import Benchmark, load_benchmarks, read_suite
 from gopd_merge.experts.base import context_length, load_tokenizer
 from gopd_merge.experts.intake import WEIGHTS
@@ -31,6 +32,7 @@ from gopd_merge.halving import Candidate, champion
 from gopd_merge.pipeline import MergeResult, look_ahead, merge
 from gopd_merge.plan import MANIFEST, Inputs, check_output, read_inputs
 from gopd_merge.report.document import EVALUATION
+from gopd_merge.report.lines import difference_text
 from gopd_merge.report.progress import Silent
 from gopd_merge.report.sweep import candidate_text, schedule_text
 from gopd_merge.sweep_config import SWEPT, SweepConfig
@@ -240,7 +242,7 @@ def scale_document(trials: Trials, best: Candidate, command: str) -> dict[str, A
         "points": [_point(run, benchmark, config.seed) for run in trials.runs for benchmark in trials.validation],
         "chosen": dict.fromkeys(config.domains, best.alpha),
         "chosen_options": {"learning_rate": _settled(trials.runs, best), "steps": best.steps},
-        "why": dict.fromkeys(config.domains, _why(trials, best)),
+        "why": _why(trials, best),
         "cost": {"steps": steps, "full_runs": round(steps / longest, 2)},
         "command": command,
         "inputs": described[0]["inputs"],
@@ -274,13 +276,22 @@ def _settled(runs: Sequence[Run], best: Candidate) -> float | None:
     return next(run.config.learning_rate for run in runs if run.candidate == best)
 
 
-def _why(trials: Trials, best: Candidate) -> str:
-    """One sentence on the last rung that was run."""
+def _why(trials: Trials, best: Candidate) -> dict[str, str]:
+    """By domain a sentence on the last rung that was run: the winner against the next, with the interval of the paired difference."""
     last = [run for run in trials.runs if run.rung == len(trials.config.halving.sizes)]
-    means = {run.candidate: sum(run.scores()) / len(trials.validation) for run in last}
-    second = max(mean for candidate, mean in means.items() if candidate != best)
-    steps = next(run.config.steps for run in last if run.candidate == best)
-    return (
-        f"of {len(trials.config.candidates)} candidates the highest mean validation score, {means[best]:.1%} after {steps} of {best.steps} "
-        f"steps; the next has {second:.1%}"
-    )
+    order = ranking([run.scores() for run in last], [benchmark.metric for benchmark in trials.validation])
+    first, second = (last[index] for index in order[:2])
+    means = [sum(run.scores()) / len(trials.validation) for run in (first, second)]
+    against = candidate_text(second.candidate.alpha, second.candidate.learning_rate)
+    why = {}
+    for benchmark in trials.validation:
+        ours, theirs = (scores([run.measured], benchmark) for run in (first, second))
+        found = paired(
+            ours, theirs, suite=benchmark.suite.name, domain=benchmark.domain, method="winner", rival="next", rival_is="next candidate"
+        )
+        why[benchmark.domain] = (
+            f"best mean over the domains of {len(trials.config.candidates)} candidates, after {first.config.steps} of {best.steps} steps: "
+            f"{means[0]:.1%}, {means[1]:.1%} with {against}, {second.candidate.steps} steps; in {benchmark.domain} the difference is "
+            f"{difference_text((found.difference, found.low, found.high), share=True)} points"
+        )
+    return why

@@ -69,7 +69,7 @@ class SweepConfig(MergeConfig):
 
     def full_run(self, candidate: Candidate) -> MergeConfig:
         """The merge with a candidate's options."""
-        merge = self.model_dump(include=set(MergeConfig.model_fields))
+        merge = self.model_dump(include=set(MergeConfig.model_fields), exclude_unset=True)
         rate = candidate.learning_rate or self.learning_rate
         return MergeConfig.model_validate(merge | {"alpha": candidate.alpha, "steps": candidate.steps, "learning_rate": rate})
 

@@ -53,11 +53,11 @@ def sweep_text(document: Mapping[str, Any]) -> str:
             ]
         )
     n = min(point["n"] for point in points)
-    why = next(iter(document["why"].values()))
     cost = document["cost"]
     return (
         f"Short runs on {n:,} validation questions of each domain (95 % intervals)\n{columns(rows)}\n"
-        f"  chosen: {why}\n  cost: {cost['steps']:,} steps with the full run, as many as {cost['full_runs']:g} full runs"
+        + "".join(f"  {domain}: {why}\n" for domain, why in document["why"].items())
+        + f"  cost: {cost['steps']:,} steps with the full run, as many as {cost['full_runs']:g} full runs"
     )
 
 
