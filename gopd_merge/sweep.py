@@ -283,6 +283,7 @@ def _why(trials: Trials, best: Candidate) -> dict[str, str]:
     first, second = (last[index] for index in order[:2])
     means = [sum(run.scores()) / len(trials.validation) for run in (first, second)]
     against = candidate_text(second.candidate.alpha, second.candidate.learning_rate)
+    against += f", {second.candidate.steps} steps" if second.candidate.steps != best.steps else ""
     why = {}
     for benchmark in trials.validation:
         ours, theirs = (scores([run.measured], benchmark) for run in (first, second))
@@ -291,7 +292,7 @@ def _why(trials: Trials, best: Candidate) -> dict[str, str]:
         )
         why[benchmark.domain] = (
             f"best mean over the domains of {len(trials.config.candidates)} candidates, after {first.config.steps} of {best.steps} steps: "
-            f"{means[0]:.1%}, {means[1]:.1%} with {against}, {second.candidate.steps} steps; in {benchmark.domain} the difference is "
+            f"{means[0]:.1%}, {means[1]:.1%} with {against}; in {benchmark.domain} the difference is "
             f"{difference_text((found.difference, found.low, found.high), share=True)} points"
         )
     return why
