@@ -90,19 +90,20 @@ def test_too_many_candidates_are_refused_with_the_steps_that_would_do(full):
         plan([int(steps * (needed - 1) / max(full)) for steps in full])
 
 
+def by_alpha(rung, candidates):
+    return sorted(range(len(candidates)), key=lambda index: candidates[index][0].alpha)
+
+
+def against_it(rung, candidates):
+    return by_alpha(rung, candidates)[::-1]
+
+
 @pytest.mark.parametrize("count", [2, 3, 7, 16])
 def test_with_scores_that_do_not_lie_the_best_candidate_wins_wherever_it_stands(count):
     for best in range(count):
         field = [Candidate(float((index - best) % count), None, 1000) for index in range(count)]  # the best has α = 0
-
-        def rank(rung, candidates):
-            return sorted(range(len(candidates)), key=lambda index: candidates[index][0].alpha)
-
-        def against(rung, candidates):
-            return rank(rung, candidates)[::-1]
-
-        assert champion(field, plan([1000] * count), rank).alpha == 0
-        assert champion(field, plan([1000] * count), against).alpha == count - 1  # the control
+        assert champion(field, plan([1000] * count), by_alpha).alpha == 0
+        assert champion(field, plan([1000] * count), against_it).alpha == count - 1  # the control
 
 
 def test_candidates_are_all_combinations_in_one_order_with_a_name_each():
