@@ -152,6 +152,10 @@ def ranking(scores: Sequence[Sequence[float]], metrics: Sequence[str]) -> list[i
 
 def validation_questions(config: SweepConfig, inputs: Inputs) -> list[Benchmark]:
     """What the choice rests on: each expert's own validation questions, with the run's length limit. Raises InputError."""
+    if inputs.remote:
+        raise InputError(
+            f"{', '.join(inputs.remote)}: a teacher behind a server brings no validation questions to choose on; merge with one --alpha"
+        )
     suite = read_suite(OWN).model_copy(update={"max_new_tokens": config.max_new_tokens})
     for expert in inputs.experts:
         file = expert.path / (suite.data.expert or "").format(split="validation")
@@ -179,6 +183,8 @@ def settings_of(config: SweepConfig, inputs: Inputs, validation: Sequence[Benchm
     settings["steps_grid"] = sorted({one.steps for one in config.candidates})
     settings["learning_rates"] = list(config.learning_rates) or [config.learning_rate]
     settings |= identity(inputs.base, inputs.experts, config.quantize)
+    if inputs.teacher_base:
+        settings["teacher_base"] = identity(inputs.teacher_base, inputs.experts, config.quantize)["base_digest"]
     settings["device"] = resolve_device(config.device)
     for source in inputs.prompts:
         texts = json.dumps([prompt.prompt for prompt in source.prompts])

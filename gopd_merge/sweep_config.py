@@ -1,13 +1,14 @@
 """Every option of `gopd-merge sweep`: those of the merge, and the values that it chooses among."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import field_validator, model_validator
 
 from gopd_merge import halving
 from gopd_merge.config import MergeConfig, option
+from gopd_merge.consistency import COPYING, contradiction
 from gopd_merge.halving import Candidate, Halving
 
 # What is swept: the option of the sweep -> that of the merge, which it replaces.
@@ -44,9 +45,18 @@ class SweepConfig(MergeConfig):
                 raise ValueError(f"{flag} {value:g} is not a whole number of steps; give one, such as 50")
         return tuple(sorted(int(value) if flag == "--steps-grid" else value for value in values))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _alphas_of_method(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("method") in COPYING:
+            return {"alphas": "1", **values}
+        return values
+
     @model_validator(mode="after")
     def _can_choose(self) -> "SweepConfig":
         for grid, single in SWEPT.items():
+            if grid == "alphas" and self.method in COPYING:
+                continue  # α is 1 there, as `_alphas_of_method` has it
             if single in self.model_fields_set and (grid == "alphas" or getattr(self, grid)):
                 one, many = (f"--{name.replace('_', '-')}" for name in (single, grid))
                 raise ValueError(f"{one} {getattr(self, single)}: a sweep chooses it; leave it out, or name the values with {many}")
@@ -54,6 +64,9 @@ class SweepConfig(MergeConfig):
             raise ValueError("--alphas: no values given; name some, such as 1,1.25,1.5,2,3")
         if len(self.candidates) < 2:
             raise ValueError(f"--alphas {self.alphas[0]:g} leaves nothing to choose; name two values or more, or merge with --alpha")
+        for one in self.candidates:
+            if problem := contradiction(self.model_copy(update={"alpha": one.alpha, "steps": one.steps})):
+                raise ValueError(problem)
         assert self.halving
         return self
 

@@ -128,6 +128,12 @@ def test_a_short_run_is_a_whole_run_and_a_full_one_is_the_plain_merge():
     assert config(alphas="1,2").short_run(second, 5).warmup_steps == 1  # of four: not none
 
 
+def test_a_method_without_alpha_is_swept_over_the_other_options():
+    found = config(method="seqkd", learning_rates="0.001,0.002")
+    assert [(one.alpha, one.learning_rate) for one in found.candidates] == [(1.0, 0.001), (1.0, 0.002)]
+    assert found.full_run(found.candidates[1]).method == "seqkd"
+
+
 @pytest.mark.parametrize(
     ("options", "named", "remedy"),
     [
@@ -143,6 +149,9 @@ def test_a_short_run_is_a_whole_run_and_a_full_one_is_the_plain_merge():
         ({"learning_rates": "0.001", "learning_rate": 0.1}, "--learning-rate 0.1", "name the values with --learning-rates"),
         ({"steps_grid": "50,75.5"}, "--steps-grid 75.5", "such as 50"),
         ({"steps_grid": "50", "steps": 50}, "--steps 50", "name the values with --steps-grid"),
+        ({"method": "seqkd"}, "--alphas 1", "name two values"),
+        ({"method": "seqkd", "alphas": "1,2"}, "--alpha 2.0 means nothing", "leave it out"),
+        ({"adaptive": "run", "alphas": "1,4"}, "--alpha-max 3", "between 1 and"),
         ({"alphas": "1,2", "steps": 9}, "9 steps", "let the longest have 10 steps"),
         ({"tune_limit": 0}, "--tune-limit 0", "see gopd-merge --help"),
     ],

@@ -15,7 +15,19 @@ JSON: Flag = ("json", bool, "print the result as one JSON document", "Output")
 QUIET: Flag = ("quiet", bool, "no progress, only the result", "Output")
 DRY_RUN: Flag = ("dry_run", bool, "only show what the run would use and take, as gopd-merge plan does", "Output")
 CALIBRATE: Flag = ("calibrate", bool, "load the base and measure a few steps, to say how long the run will take", "Machine")
-NAMES = ("What to merge", "What to choose", "What to measure", "Sampling", "Judge", "Output", "Method", "Reward scale", "Teachers", "Training", "Machine")
+NAMES = (
+    "What to merge",
+    "What to choose",
+    "What to measure",
+    "Sampling",
+    "Judge",
+    "Output",
+    "Method",
+    "Reward scale",
+    "Teachers",
+    "Training",
+    "Machine",
+)
 GROUPS = {name: Group(name, sort_key=index) for index, name in enumerate(NAMES)}
 
 
