@@ -28,6 +28,7 @@ from gopd_merge.report.progress import Silent
 from gopd_merge.scaling.auto import choose_alpha
 
 AVERAGE = "average"
+SCALE = "scale.json"
 SCHEMA = 1
 
 
@@ -42,8 +43,17 @@ class MergeResult:
     table: str  # the results as the command line prints them
 
 
-def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs | None = None) -> MergeResult:
+def merge(
+    config: MergeConfig,
+    listener: Listener | None = None,
+    inputs: Inputs | None = None,
+    backbone: Backbone | None = None,
+    scale: Mapping[str, Any] | None = None,
+) -> MergeResult:
     """Merge the experts into one adapter at `config.output`.
+
+    A `backbone` that is loaded already has all roles and a fresh student on it, and its memory was looked at. `scale` is the document of
+    how α was chosen; it is kept beside the adapter.
 
     Raises:
         InputError: something given is refused; nothing was computed.
@@ -54,23 +64,17 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
     check_output(config.output, config.overwrite)
     inputs = inputs or read_inputs(config)
     listener.started(config, inputs)
-    for warning in (*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings):
-        listener.note(warning)
-
-    with clock.measure("plan"):
-        forecast = Forecast(config, inputs)
-        try:
-            forecast.check()
-            listener.planned(forecast)
-            if forecast.is_tight:
-                give_back_freed_memory()
-        except NotEstimatedError as error:
-            listener.note(str(error))
+    if backbone is None:
+        with clock.measure("plan"):
+            look_ahead(config, inputs, listener)
 
     with artefacts.new_folder(config.output, config.overwrite) as folder:
-        listener.phase("loading the base")
-        with clock.measure("load"):
-            backbone = load_backbone(config, inputs)
+        if scale is not None:
+            artefacts.write_json(folder / SCALE, scale)
+        if backbone is None:
+            listener.phase("loading the base")
+            with clock.measure("load"):
+                backbone = load_backbone(config, inputs)
         if config.alpha == AUTO:
             with clock.measure("probe"):
                 described = manifest(config, inputs, {}) | {"environment": artefacts.environment(backbone.device)}
@@ -93,6 +97,20 @@ def merge(config: MergeConfig, listener: Listener | None = None, inputs: Inputs 
         (folder / "README.md").write_text(card_text(described, found.markdown if found else None), encoding="utf-8")
         artefacts.write_json(folder / MANIFEST, described)  # last: its presence means complete
     return MergeResult(config.output, results, comparisons, document, found.table if found else "")
+
+
+def look_ahead(config: MergeConfig, inputs: Inputs, listener: Listener) -> None:
+    """Notes what is odd about the inputs. Raises InputError for a run that cannot fit into memory."""
+    for warning in (*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings):
+        listener.note(warning)
+    forecast = Forecast(config, inputs)
+    try:
+        forecast.check()
+        listener.planned(forecast)
+        if forecast.is_tight:
+            give_back_freed_memory()
+    except NotEstimatedError as error:
+        listener.note(str(error))
 
 
 def evaluate(

@@ -14,8 +14,8 @@ LEVEL = {
     "config": 2,
     "eval_config": 3,
     "probe_config": 3,
+    "halving": 2,
     "sweep_config": 3,
-    "halving": 3,
     **dict.fromkeys(ROOMS, 4),
     "plan": 5,
     "artefacts": 6,
@@ -39,7 +39,7 @@ BETWEEN_ROOMS = {
     ("evaluate", "prompts.sources"),
     ("report", "evaluate.statistics"),
 }
-WITHOUT_TORCH = ("cli", "config", "errors", "plan", "report", "server")
+WITHOUT_TORCH = ("cli", "config", "errors", "halving", "plan", "report", "server", "sweep_config")
 LIGHT = ("experts.intake", "experts.base", "prompts.sources", "evaluate.suites", "evaluate.items", "evaluate.rows")
 
 

@@ -4,8 +4,8 @@
     python adapters/recipe/train_base.py --output adapters/big-base --tokenizer adapters/tiny-base \
         --hidden-size 256 --intermediate-size 640 --steps 1400 --learning-rate 2e-3
 
-Two cores need about half an hour; for the second, of 3.1 M parameters, three quarters of one. The text is generated on the fly from the train split (`splits.py`), with the mistakes
-that `math_problems.py` and `code_problems.py` describe.
+Two cores need about half an hour, for the second, of 3.1 M parameters, three quarters of one. The text is generated on the fly
+from the train split (`splits.py`), with the mistakes that `math_problems.py` and `code_problems.py` describe.
 """
 
 import argparse

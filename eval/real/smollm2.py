@@ -22,9 +22,9 @@ from trl import SFTConfig, SFTTrainer
 
 from gopd_merge import MergeConfig, merge
 from gopd_merge.distill.backbone import REFERENCE, Backbone
+from gopd_merge.distill.cast import plain_cast
 from gopd_merge.distill.objective import reverse_kl
 from gopd_merge.distill.rollout import generate
-from gopd_merge.distill.cast import plain_cast
 from gopd_merge.distill.target import Scale, score
 from gopd_merge.distillation import load_backbone
 from gopd_merge.experts.base import Base, load_base

@@ -9,12 +9,13 @@ import cyclopts
 from cyclopts import App, Group
 
 import gopd_merge
-from gopd_merge.cli import evaluating, looking, merging, probing
+from gopd_merge.cli import evaluating, looking, merging, probing, sweeping
 from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, JSON, QUIET, signature
 from gopd_merge.config import MergeConfig
 from gopd_merge.errors import GopdError
 from gopd_merge.eval_config import CompareConfig, EvalConfig
 from gopd_merge.probe_config import ProbeConfig
+from gopd_merge.sweep_config import SweepConfig
 
 HELP = """Merge LoRA experts of one base model into one adapter, by on-policy distillation (G-OPD / ExOPD).
 
@@ -57,15 +58,21 @@ def build_app() -> App:
         """Measure a merge against its experts and against rivals that are tuned on validation questions: is it really better?"""
         evaluating.evaluate(CompareConfig, adapters, options)
 
+    def sweep(**options: Any) -> None:
+        """Choose α by short merges on validation questions, and learning rate and steps if wanted, then merge with the best."""
+        sweeping.sweep(options)
+
     # Functions have a __signature__ that type checkers do not know of; the flags are read off it.
     run.__signature__ = signature(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN)  # type: ignore[attr-defined]
     plan.__signature__ = signature(MergeConfig, CONFIG, JSON, CALIBRATE)  # type: ignore[attr-defined]
     probe.__signature__ = signature(ProbeConfig, JSON, QUIET)  # type: ignore[attr-defined]
     evaluate.__signature__ = signature(EvalConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
     compare.__signature__ = signature(CompareConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
+    sweep.__signature__ = signature(SweepConfig, CONFIG, JSON, QUIET, without=("alpha",))  # type: ignore[attr-defined]
     app.default(run)
     app.command(plan)
     app.command(probe)
+    app.command(sweep)
     app.command(evaluate, name="eval")
     app.command(compare)
     app.command(evaluating.report, name="report")

@@ -62,7 +62,7 @@ def merge(options: dict[str, Any]) -> None:
             raise GopdError(f"{error.filename or config.output}: {error.strerror or error}; {_kept(config.output)}") from error
         except Interrupted as error:
             raise Interrupted(f"stopped; {_kept(config.output)}", error.exit_code - 128) from None
-    print(dump_json(result.document, ensure_ascii=False) if as_json else _summary(result.table, config))
+    print(dump_json(result.document, ensure_ascii=False) if as_json else summary(result.table, config))
 
 
 def _config(options: dict[str, Any]) -> MergeConfig:
@@ -77,7 +77,8 @@ def _kept(output: Path) -> str:
     return f"{kept}; {output} was not touched"
 
 
-def _summary(table: str, config: MergeConfig) -> str:
+def summary(table: str, config: MergeConfig) -> str:
+    """A merge's table, where it is, and the next two commands."""
     written = f"{config.output} written and verified"
     name = shlex.quote(str(config.output))
     return f"{table}\n\n{written}\ntuned rivals: gopd-merge compare {name} · report: gopd-merge report {name}" if table else written

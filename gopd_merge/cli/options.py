@@ -15,14 +15,28 @@ JSON: Flag = ("json", bool, "print the result as one JSON document", "Output")
 QUIET: Flag = ("quiet", bool, "no progress, only the result", "Output")
 DRY_RUN: Flag = ("dry_run", bool, "only show what the run would use and take, as gopd-merge plan does", "Output")
 CALIBRATE: Flag = ("calibrate", bool, "load the base and measure a few steps, to say how long the run will take", "Machine")
-NAMES = ("What to merge", "What to measure", "Sampling", "Judge", "Output", "Method", "Reward scale", "Teachers", "Training", "Machine")
+NAMES = (
+    "What to merge",
+    "What to choose",
+    "What to measure",
+    "Sampling",
+    "Judge",
+    "Output",
+    "Method",
+    "Reward scale",
+    "Teachers",
+    "Training",
+    "Machine",
+)
 GROUPS = {name: Group(name, sort_key=index) for index, name in enumerate(NAMES)}
 
 
-def signature(model: type[BaseModel], *flags: Flag, arguments: str = "") -> inspect.Signature:
-    """One parameter per field of the config, the field `arguments` without a flag, and the flags."""
+def signature(model: type[BaseModel], *flags: Flag, arguments: str = "", without: Sequence[str] = ()) -> inspect.Signature:
+    """One parameter per field of the config but those in `without`, the field `arguments` without a flag, and the flags."""
     parameters = []
     for name, field in model.model_fields.items():
+        if name in without:
+            continue
         extra: dict[str, Any] = field.json_schema_extra  # type: ignore[assignment] # option() gives every field one
         if name == arguments:
             described = Parameter(help=field.description, group=GROUPS[extra["group"]], allow_leading_hyphen=False)

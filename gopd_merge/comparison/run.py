@@ -10,10 +10,11 @@ from gopd_merge.comparison.contenders import BASE, Contender, Entry, Field, of_e
 from gopd_merge.comparison.judging import JUDGED, judge_all
 from gopd_merge.comparison.lineup import line_up
 from gopd_merge.comparison.measuring import ANSWERS, TUNING, Setup, check_context, identity, measure_all
+from gopd_merge.comparison.training import train_on
 from gopd_merge.comparison.tuning import Tuned, tune
 from gopd_merge.config import MergeConfig
-from gopd_merge.distill.backbone import STUDENT, Backbone
-from gopd_merge.distillation import Clock, Listener, load_roles, manifest, train_student
+from gopd_merge.distill.backbone import Backbone
+from gopd_merge.distillation import Clock, Listener, load_roles
 from gopd_merge.errors import InputError
 from gopd_merge.eval_config import OPD, CompareConfig, EvalConfig
 from gopd_merge.evaluate.judge import Judge
@@ -178,13 +179,7 @@ def _opd(training: MergeConfig, inputs: Inputs, backbone: Backbone, listener: Li
     output = training.output
     if not (output / MANIFEST).is_file():
         listener.phase("training with α = 1")
-        clock = Clock()
-        backbone.remove(STUDENT)
-        backbone.add_student(inputs.lora_rank, inputs.targets, training.seed)
-        with artefacts.new_folder(output, overwrite=False) as partial:
-            used, metrics, tokens = train_student(backbone, training, inputs, partial, clock, listener)
-            written = manifest(used, inputs, metrics) | {"seconds": clock.rounded(), "tokens": tokens}
-            artefacts.write_json(partial / MANIFEST, written)
+        train_on(backbone, training, inputs, listener)
     entry = read_entry(str(output))
     _check_same_training(training, entry)
     return entry.contender(True)

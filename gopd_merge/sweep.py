@@ -1,0 +1,304 @@
+"""`gopd-merge sweep`, read from top to bottom: check, load one base, thin the candidates out by short runs, train the winner in full."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from gopd_merge import artefacts
+from gopd_merge.comparison.contenders import trained
+from gopd_merge.comparison.measuring import TUNING, Measured, Setup, check_context, identity, key_of, measure, result, scores
+from gopd_merge.comparison.training import renew_student, train_on
+from gopd_merge.comparison.tuning import best_row
+from gopd_merge.config import MergeConfig
+from gopd_merge.distill.backbone import Backbone
+from gopd_merge.distillation import Listener, load_backbone
+from gopd_merge.errors import InputError
+from gopd_merge.eval_config import OWN
+from gopd_merge.evaluate.sandbox import check_sandbox
+from gopd_merge.evaluate.statistics import paired
+from gopd_merge.evaluate.suites import Benchmark, load_benchmarks, read_suite
+from gopd_merge.experts.base import context_length, load_tokenizer
+from gopd_merge.experts.intake import WEIGHTS
+from gopd_merge.experts.tensor_file import file_sha256
+from gopd_merge.forecast import resolve_device
+from gopd_merge.halving import Candidate, champion
+from gopd_merge.pipeline import MergeResult, look_ahead, merge
+from gopd_merge.plan import MANIFEST, Inputs, check_output, read_inputs
+from gopd_merge.report.document import EVALUATION
+from gopd_merge.report.lines import difference_text
+from gopd_merge.report.progress import Silent
+from gopd_merge.report.sweep import candidate_text, schedule_text
+from gopd_merge.sweep_config import SWEPT, SweepConfig
+
+FOLDER = ".sweep"  # what follows the output's name
+SETTINGS = "sweep.json"
+SCHEMA = 1
+# Options that change no short run: where things go, what comes after, and how much memory and time are taken.
+ASIDE = {
+    *("experts", "base", "prompts", "allow_noop"),  # by what was found there, see `settings_of`
+    *("output", "overwrite", "eval", "eval_prompts"),
+    *("micro_batch_size", "chunk_tokens", "memory", "unsafe_exec", "device"),
+    *SWEPT.values(),
+}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found, and the winner's merge. `scale` is the document that lies beside the adapter as scale.json."""
+
+    scale: Mapping[str, Any]
+    merge: MergeResult
+
+
+@dataclass(frozen=True)
+class Run:
+    """A short run that was trained and measured."""
+
+    rung: int
+    candidate: Candidate
+    manifest: Mapping[str, Any]  # its merge.json
+    config: MergeConfig  # that was used, with everything settled
+    measured: Measured
+
+    def scores(self) -> list[float]:
+        """Mean score on each benchmark."""
+        return [sum(answer.score for answer in found) / len(found) for found in self.measured.answers.values()]
+
+
+def sweep(config: SweepConfig, command: str, listener: Listener | None = None, inputs: Inputs | None = None) -> Sweep:
+    """Choose among the candidates and merge with the options of the best at `config.output`. What is complete is not made again.
+
+    Raises InputError for whatever is refused before anything is loaded, GopdError where the run fails.
+    """
+    listener = listener or Silent()
+    check_output(config.output, config.overwrite)
+    longest = config.full_run(max(config.candidates, key=lambda one: one.steps))
+    inputs = inputs or read_inputs(longest)
+    validation = validation_questions(config, inputs)
+    folder = config.output.with_name(config.output.name + FOLDER)
+    settings = settings_of(config, inputs, validation)
+    with _alone(folder, settings, config.overwrite):
+        listener.phase(schedule_text(config.halving, [one.steps for one in config.candidates]))
+        look_ahead(longest, inputs, listener)
+        listener.phase("loading the base")
+        trials = Trials(config, inputs, validation, folder, load_backbone(longest, inputs), listener)
+        best = champion(config.candidates, config.halving, trials.rank)
+        scale = scale_document(trials, best, command)
+        listener.phase(f"the winner in full: {candidate_text(best.alpha, best.learning_rate)}, {best.steps} steps")
+        renew_student(trials.backbone, inputs, config.seed)
+        return Sweep(scale, merge(config.full_run(best), listener, inputs, trials.backbone, scale))
+
+
+@dataclass
+class Trials:
+    """The short runs on the one base, each in a folder of its own with its answers."""
+
+    config: SweepConfig
+    inputs: Inputs
+    validation: Sequence[Benchmark]
+    folder: Path
+    backbone: Backbone
+    listener: Listener
+    runs: list[Run] = field(default_factory=list)
+
+    def rank(self, rung: int, candidates: Sequence[tuple[Candidate, int]]) -> list[int]:
+        """Train and measure the candidates of a rung, each for its steps; their indices, best first."""
+        runs = []
+        for number, (candidate, steps) in enumerate(candidates, start=1):
+            of_all = f"rung {rung} of {len(self.config.halving.sizes)}, run {number} of {len(candidates)}"
+            text = f"{of_all}: {candidate_text(candidate.alpha, candidate.learning_rate)}, {steps} of {candidate.steps} steps"
+            runs.append(self._run(rung, candidate, steps, text))
+        self.runs += runs
+        return ranking([run.scores() for run in runs], [benchmark.metric for benchmark in self.validation])
+
+    def _run(self, rung: int, candidate: Candidate, steps: int, text: str) -> Run:
+        """One short run; what is complete of it is taken from its folder."""
+        output = self.folder / f"rung-{rung}" / f"{candidate.slug}.lora"
+        if (output / MANIFEST).is_file():
+            self.listener.phase(f"{text}: is there")
+        else:
+            self.listener.phase(text)
+            output.parent.mkdir(exist_ok=True)
+            short = self.config.short_run(candidate, steps).model_copy(update={"output": output})
+            train_on(self.backbone, short, self.inputs, self.listener)
+        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        used = MergeConfig.model_validate(manifest["config"])
+        contender = trained(used, folder=output, name=output.name, sha256=file_sha256(output / WEIGHTS))  # also if trained just now
+        setup = setup_of(self.config, self.inputs, output / EVALUATION)
+        answers = {}
+        for index, benchmark in enumerate(self.validation):
+
+            def told(done: int, of: int, index: int = index, domain: str = benchmark.domain) -> None:
+                self.listener.evaluating(index + done / of, len(self.validation), f"{text.partition(':')[0]}, on {domain}")
+
+            answers[key_of(benchmark)] = measure(self.backbone, contender, benchmark, setup, TUNING, told)
+        return Run(rung, candidate, manifest, used, Measured(contender, answers))
+
+
+def ranking(scores: Sequence[Sequence[float]], metrics: Sequence[str]) -> list[int]:
+    """Indices of the rows, the best mean score first; of equals the earlier one."""
+    left, order = list(range(len(scores))), list[int]()
+    while left:
+        order.append(left.pop(best_row([scores[index] for index in left], metrics)))
+    return order
+
+
+def validation_questions(config: SweepConfig, inputs: Inputs) -> list[Benchmark]:
+    """What the choice rests on: each expert's own validation questions, with the run's length limit. Raises InputError."""
+    if inputs.remote:
+        raise InputError(
+            f"{', '.join(inputs.remote)}: a teacher behind a server brings no validation questions to choose on; merge with one --alpha"
+        )
+    suite = read_suite(OWN).model_copy(update={"max_new_tokens": config.max_new_tokens})
+    for expert in inputs.experts:
+        file = expert.path / (suite.data.expert or "").format(split="validation")
+        if not file.is_file():
+            raise InputError(
+                f"{expert.name}: has no {file.relative_to(expert.path)} to choose on; put questions with answers there, none of them in "
+                "test.jsonl, or merge with one --alpha"
+            )
+    validation = load_benchmarks(suite, "validation", {e.domain: e.path for e in inputs.experts}, None, config.tune_limit)
+    if any(benchmark.metric == "code_tests" for benchmark in validation):
+        check_sandbox(config.unsafe_exec)
+    check_context(load_tokenizer(inputs.base), context_length(inputs.base), validation)
+    return validation
+
+
+def setup_of(config: MergeConfig, inputs: Inputs, folder: Path) -> Setup:
+    """Every run is asked alike, with the merge's seed and batch size."""
+    made_of = identity(inputs.base, inputs.experts, config.quantize)
+    return Setup(folder, made_of, config.seed, config.batch_size, config.unsafe_exec)
+
+
+def settings_of(config: SweepConfig, inputs: Inputs, validation: Sequence[Benchmark]) -> dict[str, Any]:
+    """All that the short runs depend on."""
+    settings = config.model_dump(mode="json", exclude=ASIDE)
+    settings["steps_grid"] = sorted({one.steps for one in config.candidates})
+    settings["learning_rates"] = list(config.learning_rates) or [config.learning_rate]
+    settings |= identity(inputs.base, inputs.experts, config.quantize)
+    if inputs.teacher_base:
+        settings["teacher_base"] = identity(inputs.teacher_base, inputs.experts, config.quantize)["base_digest"]
+    settings["device"] = resolve_device(config.device)
+    for source in inputs.prompts:
+        texts = json.dumps([prompt.prompt for prompt in source.prompts])
+        settings[f"prompts of {source.domain}"] = hashlib.sha256(texts.encode()).hexdigest()
+    for benchmark in validation:
+        settings[f"validation questions of {benchmark.domain}"] = benchmark.version
+    return settings
+
+
+@contextmanager
+def _alone(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator[None]:
+    """The sweep's folder for this process alone, with the runs of these settings or none. Raises InputError."""
+    try:
+        folder.mkdir(exist_ok=True)
+        lock = FileLock(folder / ".lock", blocking=False)
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{folder}: another sweep is writing there; wait for it, or choose another --output") from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
+    try:
+        _begin(folder, settings, overwrite)
+        yield
+    finally:
+        lock.release()
+
+
+def _begin(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
+    """Note the settings, or find the same ones there. Raises InputError where others are, unless they may be replaced."""
+    file = folder / SETTINGS
+    if not file.is_file():
+        if {path.name for path in folder.iterdir()} - {".lock", f"{SETTINGS}.partial"}:
+            raise InputError(f"{folder}: was not written by gopd-merge sweep, it has no {SETTINGS}; choose another --output")
+        artefacts.replace_json(file, {"schema": SCHEMA, "settings": settings})
+        return
+    there = json.loads(file.read_text(encoding="utf-8"))["settings"]
+    differing = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
+    if not differing:
+        return
+    if not overwrite:
+        changes = ", ".join(f"{name} {there.get(name)} (now {settings.get(name)})" for name in differing)
+        raise InputError(
+            f"{folder}: holds a sweep with {changes}; repeat its options, give --overwrite to begin anew, or choose another --output"
+        )
+    for rung in folder.glob("rung-*"):
+        shutil.rmtree(rung)
+    artefacts.replace_json(file, {"schema": SCHEMA, "settings": settings})
+
+
+def scale_document(trials: Trials, best: Candidate, command: str) -> dict[str, Any]:
+    """Every run's scores, what was chosen and why: what `gopd-merge probe` writes too, with the options that were swept beside α."""
+    config = trials.config
+    described = [run.manifest for run in trials.runs]
+    steps = sum(run.config.steps for run in trials.runs) + best.steps
+    longest = trials.config.halving.longest
+    answers = [answer for run in trials.runs for found in run.measured.answers.values() for answer in found]
+    return {
+        "schema": SCHEMA,
+        "kind": "scale",
+        "made_by": "sweep",
+        "points": [_point(run, benchmark, config.seed) for run in trials.runs for benchmark in trials.validation],
+        "chosen": dict.fromkeys(config.domains, best.alpha),
+        "chosen_options": {"learning_rate": _settled(trials.runs, best), "steps": best.steps},
+        "why": _why(trials, best),
+        "cost": {"steps": steps, "full_runs": round(steps / longest, 2)},
+        "command": command,
+        "inputs": described[0]["inputs"],
+        "base": described[0]["base"],
+        "environment": artefacts.environment(trials.backbone.device),
+        "seconds": {
+            "train": round(sum(one["seconds"]["total"] for one in described), 2),
+            "answer": round(sum(answer.seconds for answer in answers), 2),
+        },
+    }
+
+
+def _point(run: Run, benchmark: Benchmark, seed: int) -> dict[str, Any]:
+    """A run's score on one domain's validation questions. `steps` are its own, `full_steps` those of the full run that it stands for."""
+    row, used = result([run.measured], benchmark, seed), run.config
+    same = ("domain", "suite", "n", "score", "low", "high", "metric", "length_mean", "length_capped")
+    return {
+        **{name: getattr(row, name) for name in same},
+        "alpha": run.candidate.alpha,
+        "learning_rate": used.learning_rate,
+        "steps": used.steps,
+        "full_steps": run.candidate.steps,
+        "rung": run.rung,
+        "seed": used.seed,
+        "entropy": None,
+    }
+
+
+def _settled(runs: Sequence[Run], best: Candidate) -> float | None:
+    """The learning rate that the candidate's runs had: its own, or the default at the base's width."""
+    return next(run.config.learning_rate for run in runs if run.candidate == best)
+
+
+def _why(trials: Trials, best: Candidate) -> dict[str, str]:
+    """By domain a sentence on the last rung that was run: the winner against the next, with the interval of the paired difference."""
+    last = [run for run in trials.runs if run.rung == len(trials.config.halving.sizes)]
+    order = ranking([run.scores() for run in last], [benchmark.metric for benchmark in trials.validation])
+    first, second = (last[index] for index in order[:2])
+    means = [sum(run.scores()) / len(trials.validation) for run in (first, second)]
+    against = candidate_text(second.candidate.alpha, second.candidate.learning_rate)
+    against += f", {second.candidate.steps} steps" if second.candidate.steps != best.steps else ""
+    why = {}
+    for benchmark in trials.validation:
+        ours, theirs = (scores([run.measured], benchmark) for run in (first, second))
+        found = paired(
+            ours, theirs, suite=benchmark.suite.name, domain=benchmark.domain, method="winner", rival="next", rival_is="next candidate"
+        )
+        why[benchmark.domain] = (
+            f"best mean over the domains of {len(trials.config.candidates)} candidates, after {first.config.steps} of {best.steps} steps: "
+            f"{means[0]:.1%}, {means[1]:.1%} with {against}; in {benchmark.domain} the difference is "
+            f"{difference_text((found.difference, found.low, found.high), share=True)} points"
+        )
+    return why
