@@ -154,7 +154,8 @@ class Backbone:
             if not isinstance(self.peft, PeftModel):
                 return self._forward(ids, attention_mask)
             if self._can_mix:
-                return self._forward(ids, attention_mask, adapter_names=list(roles))
+                with self.mixed_batch(roles) as options:
+                    return self._forward(ids, attention_mask, **options)
             parts = {}
             for role in distinct:
                 rows = torch.tensor([index for index, r in enumerate(roles) if r == role], device=ids.device)
@@ -169,6 +170,19 @@ class Backbone:
     def can_mix(self) -> bool:
         """Whether all roles can run in one batch, see `mixes`; else `hidden` runs them one after the other."""
         return self._can_mix
+
+    @contextmanager
+    def mixed_batch(self, roles: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """What to give to a pass of which row b is computed by `roles[b]`; nothing of it is left behind if the pass fails."""
+        before = {module: set(module._forward_pre_hooks) for module in self.peft.modules()}
+        try:
+            yield {"adapter_names": list(roles)}
+        except BaseException:
+            for module, hooks in before.items():  # PEFT takes its hooks away only where nothing was raised
+                for added in set(module._forward_pre_hooks) - hooks:
+                    del module._forward_pre_hooks[added]
+                    module._forward_pre_hooks_with_kwargs.pop(added, None)
+            raise
 
     @property
     def hidden_size(self) -> int:
@@ -244,7 +258,7 @@ class Backbone:
             return head
         return head.modules_to_save[role] if role in head.modules_to_save else head.original_module  # noqa: SIM401 - it has no get()
 
-    def _forward(self, ids: Tensor, attention_mask: Tensor, adapter_names: list[str] | None = None) -> Tensor:
+    def _forward(self, ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
         captured: list[Tensor] = []
         handle = self._decoder.register_forward_hook(lambda module, inputs, output: captured.append(output[0]))
         try:
@@ -254,7 +268,7 @@ class Backbone:
                 position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),  # left padding must not move a token
                 use_cache=False,
                 logits_to_keep=1,
-                **({"adapter_names": adapter_names} if adapter_names else {}),
+                **options,
             )
         finally:
             handle.remove()

@@ -69,11 +69,12 @@ def generate_mixture(
         )
     ids, mask = encode(backbone, prompts, form)  # (B, P)
     count = len(roles)
-    with plain_generation(backbone, max_new_tokens, 0.0, stop) as options, _float_logits(backbone):
+    rows = [role for role in roles for _ in prompts]
+    with plain_generation(backbone, max_new_tokens, 0.0, stop) as options, _float_logits(backbone), backbone.mixed_batch(rows) as mixed:
         out = backbone.peft.generate(  # (R·B, P + T)
             input_ids=ids.repeat(count, 1),
             attention_mask=mask.repeat(count, 1),
-            adapter_names=[role for role in roles for _ in prompts],
+            **mixed,
             logits_processor=LogitsProcessorList([_OneToken(count, mix, temperature)]),
             **options,
         )
