@@ -174,7 +174,6 @@ def test_questions_of_several_suites_are_pooled_for_the_choice(run, adapters, tm
         ({"alphas": ","}, "holds no number; give some of 0 or more"),
         ({"suite": "own,own"}, "--suite own,own names a suite twice"),
         ({"suite": "owm"}, "owm: no such suite; use"),
-        ({"suite": "humaneval", "max_new_tokens": 4}, "humaneval: has no validation questions"),
         (
             {"suite": "own,law=x.jsonl"},
             "law=x.jsonl: asks in the domain law, the experts are code and math; name the expert that it is for",
@@ -213,6 +212,16 @@ def test_a_domain_without_validation_questions_is_refused_with_the_way_out(math_
         file.write('{"prompt": "Write a poem."}\n')
     with pytest.raises(InputError, match="give each row"):
         probe(checked(ProbeConfig, options), "")
+
+
+def test_a_suite_without_validation_questions_is_refused(run, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"question": "Add 3 and 4.", "result": "7"}\n')
+    (tmp_path / "q.yaml").write_text(
+        "{name: q, about: sums, licence: none, domain: math, data: {file: q.jsonl}, splits: {test: train}, "
+        "item: {prompt: '{{ question }}', answer: '{{ result }}'}}"
+    )
+    with pytest.raises(InputError, match=r"q.yaml: has no validation questions to choose α on; leave it out of --suite"):
+        run(tmp_path / "probe", suite=f"own,{tmp_path / 'q.yaml'}")
 
 
 def test_an_expert_that_cannot_share_a_batch_is_refused_before_anything_loads(make_expert, tmp_path):
