@@ -1,4 +1,4 @@
-"""What a merge can reach: accuracy of the target q ∝ teacher^α · reference^(1−α) itself, sampled without any student, on the test questions.
+"""What a merge can reach: accuracy of the target q ∝ teacher^α · reference^(1−α) itself, sampled without a student, on test questions.
 
     python eval/target_probe.py
 

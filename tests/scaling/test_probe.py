@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from gopd_merge.cli import build_app
+from gopd_merge.cli.probing import merge_command
 from gopd_merge.comparison.contenders import BASE, of_experts
 from gopd_merge.comparison.measuring import Setup, identity, measure
-from gopd_merge.config import checked
+from gopd_merge.config import checked, make_config
 from gopd_merge.distill.mixture import expert_and_base
 from gopd_merge.distillation import load_roles
 from gopd_merge.errors import InputError
@@ -266,3 +269,14 @@ def test_killed_and_stopped_the_same_command_goes_on_and_ends_with_the_next_comm
     refused = subprocess.run([COMMAND, "probe", "--alphas", "1"], capture_output=True, check=False, **options)
     assert refused.returncode == 2
     assert refused.stderr == "gopd-merge: experts: none given; name at least one LoRA adapter: --experts math.lora code.lora\n"
+
+
+def test_the_next_command_is_the_merge_of_the_same_experts_on_the_same_base():
+    experts = {"math": "my loras/math.lora", "style": "you/chat-lora"}
+    config = checked(ProbeConfig, {"experts": experts, "base": "b", "device": "cpu"})
+    command = merge_command(config, {"math": 1.5})
+    assert command == "gopd-merge --experts 'my loras/math.lora' style=you/chat-lora --alpha math=1.5 style=1.25 --base b --device cpu"
+    words = shlex.split(command)[1:]
+    _, arguments, _ = build_app().parse_args(words, exit_on_error=False, print_error=False)
+    merge = make_config(arguments.kwargs)
+    assert (merge.experts, merge.alpha, merge.base) == (experts, {"math": 1.5, "style": 1.25}, "b")
