@@ -41,7 +41,7 @@ def load_validation(
                 f"name the expert that it is for {suite.domain}=PATH, or leave it out of --suite"
             )
         own = {"samples": 1, "max_new_tokens": given.max_new_tokens}
-        file = (data or {}).get(given.name)
+        file = (data or {}).get(suite.name)
         for benchmark in _of_suite(suite.model_copy(update={**own, **asked}), experts, Path(file) if file else None, limit):
             found[benchmark.suite.name, benchmark.domain] = benchmark
     for domain, folder in experts.items():

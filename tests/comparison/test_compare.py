@@ -340,3 +340,18 @@ def test_a_system_message_and_plain_text_reach_the_model(load_model):
     system = tokenizer.decode(tokenize(tokenizer, ["Add."], Format(system="Be brief."))["input_ids"][0])
     assert system == "<|system|>Be brief.<|end|><|user|>Add.<|end|><|assistant|>"
     assert tokenizer.decode(tokenize(tokenizer, ["Add."], Format(chat=False))["input_ids"][0]).endswith("Add.")
+
+
+def test_what_was_known_about_alpha_before_the_merge_is_in_its_comparison(compared, merged):
+    point = {"domain": "math", "suite": "own", "alpha": 2.0, "n": 9, "score": 0.7, "low": 0.5, "high": 0.9, "metric": "math_answer"}
+    point |= {"length_mean": 30.0, "length_capped": 0.0}
+    known = {"schema": 1, "kind": "scale", "made_by": "probe", "points": [point], "chosen": {"math": 2.0}, "why": {"math": "a reason"}}
+    assert "scale" not in compared(merged, limit=2).document
+    (merged / "scale.json").write_text(json.dumps(known))
+    found = compared(merged, limit=2)
+    assert found.document["scale"][0].items() >= point.items()
+    assert (found.document["chosen"], found.document["why"]) == ({"math": 2.0}, {"math": "a reason"})
+    assert "a reason" in found.table
+    (merged / "scale.json").write_text(json.dumps(known | {"points": []}))
+    with pytest.raises(InputError, match=r"scale.json: points"):
+        compared(merged, limit=2)

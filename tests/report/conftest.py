@@ -29,6 +29,8 @@ FREE = (
     "device",
     "commit",
     "adapter",
+    "math",
+    "code",
 )
 ARABIC = "الجواب هو ٤٢، لأن ٦ × ٧ = ٤٢"
 STATICS = {
@@ -100,6 +102,7 @@ def make_comparison(seed: int = 7, alpha: float = 1.5, alphas: tuple[float, ...]
         "tuning": _tuning(random),
         "curves": [_curve(a, s, random) for a in alphas for s in (0, 1)],
         "samples": _samples(list(skill), random),
+        **_scale(),
         "inputs": {d: {"name": f"you/{d}-lora", "commit": "0123456789abcdef" * 2, "sha256": "ab12" * 16, "rank": 8} for d in DOMAINS},
         "base": {"name": "you/tiny-base", "commit": "fedcba9876543210" * 2, "quantization": "nf4"},
         "config": {"steps": 50, "batch_size": 64, "alpha": alpha, "learning_rate": None, "estimator": "full"},
@@ -238,6 +241,34 @@ def _curve(alpha: float, seed: int, random: np.random.Generator) -> dict[str, An
             }
         )
     return {"label": f"merged, α = {alpha:g}", "method": "opd" if alpha == 1 else "exopd", "alpha": alpha, "seed": seed, "rows": rows}
+
+
+def _scale() -> dict[str, Any]:
+    """What a probe found before the merge: the score rises to α = 1.5 and falls."""
+    random, points = np.random.default_rng(11), []
+    for domain in DOMAINS:
+        for alpha in (0.0, 1.0, 1.5, 2.0, 3.0):
+            score = 0.45 + 0.35 * alpha - 0.115 * alpha**2 + 0.01 * float(random.normal())
+            points.append(
+                {
+                    "domain": domain,
+                    "suite": "own",
+                    "alpha": alpha,
+                    "learning_rate": None,
+                    "steps": None,
+                    "seed": 0,
+                    "n": 300,
+                    "score": score,
+                    "low": score - 0.05,
+                    "high": score + 0.04,
+                    "metric": METRICS[domain],
+                    "length_mean": 30.0 + 10 * alpha,
+                    "length_capped": 0.004 * alpha,
+                    "entropy": None,
+                }
+            )
+    why = {d: f"α = {a:g} scores best, so says the synthetic probe" for d, a in (("math", 1.5), ("code", 2.0))}
+    return {"scale": points, "scale_made_by": "probe", "chosen": {"math": 1.5, "code": 2.0}, "chosen_options": {}, "why": why}
 
 
 def _samples(methods: list[tuple[str, float | None]], random: np.random.Generator) -> list[dict[str, Any]]:

@@ -102,7 +102,7 @@ def test_plots_are_drawn_when_they_are_first_seen(opened):
 
 def test_every_plot_has_its_data_as_a_table(opened):
     page, _ = opened()
-    assert page.locator("figure .plot").count() == page.locator("figure details table").count() == 41
+    assert page.locator("figure .plot").count() == page.locator("figure details table").count() == 43
     assert page.eval_on_selector_all("figure details table", "all => all.every(t => t.tBodies[0].rows.length > 0 && t.caption)")
 
 

@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 from gopd_merge.report import plots, training
 from gopd_merge.report.document import Tuned, read_document
 from gopd_merge.report.page import SECTIONS, html_page, visible
+from gopd_merge.report.scale import scale_of, scale_plots
 from gopd_merge.report.tables import tuning_tables
 
 RGB = "rgb(1, 2, 3)"
@@ -24,6 +25,7 @@ def page(document) -> str:
 
 def all_figures(document) -> list[dict]:
     groups = [plots.score_plots(document), plots.difference_plots(document), plots.alpha_plots(document), plots.length_plots(document)]
+    groups += [scale_plots(scale_of(document))]
     groups += [plots.cost_plots(document), [plots.retention_plot(document)], *(run.plots for run in training.runs(document))]
     return [plot.figure for group in groups for plot in group]
 
@@ -35,7 +37,7 @@ def with_colors(figure: dict) -> dict:
 
 def test_every_figure_is_one_that_plotly_accepts(document):
     figures = all_figures(document)
-    assert len(figures) == 2 + 2 + 2 + 2 + 2 + 1 + 6 * 5
+    assert len(figures) == 2 + 2 + 2 + 2 + 2 + 2 + 1 + 6 * 5
     for figure in figures:
         plotly.graph_objects.Figure(with_colors(figure))
     with pytest.raises(ValueError, match="Invalid property"):
@@ -73,13 +75,14 @@ def test_the_page_has_every_section_in_order(page):
 
 def test_a_page_of_the_least_document_says_what_is_missing(make_document, written):
     data = make_document()
-    for name in ("comparisons", "tuning", "curves", "samples", "inputs", "base", "seconds", "environment"):
+    for name in ("comparisons", "tuning", "curves", "samples", "scale", "inputs", "base", "seconds", "environment"):
         data[name] = type(data[name])()
     data |= {"config": None, "command": None, "output": None, "results": data["results"][-2:], "methods": []}
     data["headline"] = {"method": "exopd", "alpha": 2.0}
     text = html_page(read_document(written(data)))
     assert text.count('<p class="empty">') == 7
     assert "was not compared with a rival, so nothing can be said" in text
+    assert "Score against α" not in text
 
 
 def test_hostile_text_is_escaped_wherever_it_stands(hostile_document):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from gopd_merge.cli import build_app
+from gopd_merge.cli.probing import merge_command
 from gopd_merge.comparison.contenders import BASE, of_experts
 from gopd_merge.comparison.measuring import Setup, identity, measure
-from gopd_merge.config import checked
+from gopd_merge.config import checked, make_config
 from gopd_merge.distill.mixture import expert_and_base
 from gopd_merge.distillation import load_roles
 from gopd_merge.errors import InputError
@@ -174,7 +177,6 @@ def test_questions_of_several_suites_are_pooled_for_the_choice(run, adapters, tm
         ({"alphas": ","}, "holds no number; give some of 0 or more"),
         ({"suite": "own,own"}, "--suite own,own names a suite twice"),
         ({"suite": "owm"}, "owm: no such suite; use"),
-        ({"suite": "humaneval", "max_new_tokens": 4}, "humaneval: has no validation questions"),
         (
             {"suite": "own,law=x.jsonl"},
             "law=x.jsonl: asks in the domain law, the experts are code and math; name the expert that it is for",
@@ -213,6 +215,16 @@ def test_a_domain_without_validation_questions_is_refused_with_the_way_out(math_
         file.write('{"prompt": "Write a poem."}\n')
     with pytest.raises(InputError, match="give each row"):
         probe(checked(ProbeConfig, options), "")
+
+
+def test_a_suite_without_validation_questions_is_refused(run, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"question": "Add 3 and 4.", "result": "7"}\n')
+    (tmp_path / "q.yaml").write_text(
+        "{name: q, about: sums, licence: none, domain: math, data: {file: q.jsonl}, splits: {test: train}, "
+        "item: {prompt: '{{ question }}', answer: '{{ result }}'}}"
+    )
+    with pytest.raises(InputError, match=r"q.yaml: has no validation questions to choose α on; leave it out of --suite"):
+        run(tmp_path / "probe", suite=f"own,{tmp_path / 'q.yaml'}")
 
 
 def test_an_expert_that_cannot_share_a_batch_is_refused_before_anything_loads(make_expert, tmp_path):
@@ -257,3 +269,14 @@ def test_killed_and_stopped_the_same_command_goes_on_and_ends_with_the_next_comm
     refused = subprocess.run([COMMAND, "probe", "--alphas", "1"], capture_output=True, check=False, **options)
     assert refused.returncode == 2
     assert refused.stderr == "gopd-merge: experts: none given; name at least one LoRA adapter: --experts math.lora code.lora\n"
+
+
+def test_the_next_command_is_the_merge_of_the_same_experts_on_the_same_base():
+    experts = {"math": "my loras/math.lora", "style": "you/chat-lora"}
+    config = checked(ProbeConfig, {"experts": experts, "base": "b", "device": "cpu"})
+    command = merge_command(config, {"math": 1.5})
+    assert command == "gopd-merge --experts 'my loras/math.lora' style=you/chat-lora --alpha math=1.5 style=1.25 --base b --device cpu"
+    words = shlex.split(command)[1:]
+    _, arguments, _ = build_app().parse_args(words, exit_on_error=False, print_error=False)
+    merge = make_config(arguments.kwargs)
+    assert (merge.experts, merge.alpha, merge.base) == (experts, {"math": 1.5, "style": 1.25}, "b")
