@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from gopd_merge.config import expert_domain, option, pairs
+from gopd_merge.options import expert_domain, option, pairs
 
 OWN = "own"  # the suite of the prompts that come with each expert
 STATIC_RIVALS = ("average", "task_arithmetic", "ties", "dare_ties", "sce", "svd", "expo")

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from gopd_merge.config import DOMAIN_NAME, expert_domain, option, pairs
 from gopd_merge.eval_config import OWN
+from gopd_merge.options import expert_paths, option, pairs
 
 ALPHAS = (0.0, 0.5, 1.0, 1.25, 1.5, 2.0, 3.0)
 
@@ -56,11 +56,7 @@ class ProbeConfig(BaseModel):
     @field_validator("experts", mode="before")
     @classmethod
     def _experts(cls, value: Any) -> Any:
-        experts = value if isinstance(value, Mapping) else pairs("--experts", value, default_key=expert_domain)
-        for domain in experts:
-            if not DOMAIN_NAME.fullmatch(str(domain)):
-                raise ValueError(f"{domain!r} cannot name a domain (a letter, then letters, digits, - or _); write DOMAIN=PATH")
-        return experts
+        return expert_paths(value)
 
     @field_validator("alphas", mode="before")
     @classmethod

@@ -17,10 +17,10 @@ from gopd_merge.config import MergeConfig
 from gopd_merge.distill.backbone import Backbone
 from gopd_merge.distillation import Listener, load_backbone
 from gopd_merge.errors import InputError
-from gopd_merge.eval_config import OWN
 from gopd_merge.evaluate.sandbox import check_sandbox
 from gopd_merge.evaluate.statistics import paired
-from gopd_merge.evaluate.suites import Benchmark, load_benchmarks, read_suite
+from gopd_merge.evaluate.suites import Benchmark
+from gopd_merge.evaluate.validation import load_validation
 from gopd_merge.experts.base import context_length, load_tokenizer
 from gopd_merge.experts.intake import WEIGHTS
 from gopd_merge.experts.tensor_file import file_sha256
@@ -155,15 +155,8 @@ def validation_questions(config: SweepConfig, inputs: Inputs) -> list[Benchmark]
         raise InputError(
             f"{', '.join(inputs.remote)}: a teacher behind a server brings no validation questions to choose on; merge with one --alpha"
         )
-    suite = read_suite(OWN).model_copy(update={"max_new_tokens": config.max_new_tokens})
-    for expert in inputs.experts:
-        file = expert.path / (suite.data.expert or "").format(split="validation")
-        if not file.is_file():
-            raise InputError(
-                f"{expert.name}: has no {file.relative_to(expert.path)} to choose on; put questions with answers there, none of them in "
-                "test.jsonl, or merge with one --alpha"
-            )
-    validation = load_benchmarks(suite, "validation", {e.domain: e.path for e in inputs.experts}, None, config.tune_limit)
+    folders = {e.domain: e.path for e in inputs.experts}
+    validation = load_validation(folders, limit=config.tune_limit, max_new_tokens=config.max_new_tokens)
     if any(benchmark.metric == "code_tests" for benchmark in validation):
         check_sandbox(config.unsafe_exec)
     check_context(load_tokenizer(inputs.base), context_length(inputs.base), validation)

@@ -7,9 +7,10 @@ from typing import Any
 from pydantic import field_validator, model_validator
 
 from gopd_merge import halving
-from gopd_merge.config import MergeConfig, option
+from gopd_merge.config import MergeConfig
 from gopd_merge.consistency import COPYING, contradiction
 from gopd_merge.halving import Candidate, Halving
+from gopd_merge.options import option
 
 # What is swept: the option of the sweep -> that of the merge, which it replaces.
 SWEPT = {"alphas": "alpha", "learning_rates": "learning_rate", "steps_grid": "steps"}

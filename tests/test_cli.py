@@ -132,7 +132,8 @@ def test_an_existing_output_is_kept_unless_replacing_was_asked_for(run_cli, code
 
 
 def test_flags_win_over_the_config_file_and_the_file_over_the_defaults(tmp_path):
-    from gopd_merge.config import make_config, read_config_file
+    from gopd_merge.config import make_config
+    from gopd_merge.options import read_config_file
 
     file = tmp_path / "merge.yaml"
     file.write_text("experts: {math: m.lora}\nalpha: 1.5\nbatch-size: 12\n")
@@ -157,7 +158,8 @@ def test_the_domain_is_what_the_path_or_the_hub_id_stands_for(path, domain):
 
 
 def test_a_saved_config_makes_the_same_config_again(tmp_path):
-    from gopd_merge.config import make_config, read_config_file
+    from gopd_merge.config import make_config
+    from gopd_merge.options import read_config_file
 
     config = make_config({"experts": ["b=x.lora", "a.lora"], "alpha": ["a=1", "b=2.5"], "output": "out", "seed": 3})
     (tmp_path / "merge.json").write_text(json.dumps({"config": config.model_dump(mode="json"), "seconds": {}}))

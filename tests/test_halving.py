@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gopd_merge import halving
-from gopd_merge.config import checked
 from gopd_merge.errors import InputError
 from gopd_merge.halving import Candidate, champion, plan
+from gopd_merge.options import checked
 from gopd_merge.sweep_config import SweepConfig
 
 EXPERTS = {"math": "math.lora", "code": "code.lora"}

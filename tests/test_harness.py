@@ -36,8 +36,8 @@ def test_the_harness_and_we_agree_on_every_greedy_answer(adapters, tmp_path):
     theirs = {row["doc"]["id"]: row for row in map(json.loads, samples.read_text().splitlines())}
 
     from gopd_merge.comparison.run import compare
-    from gopd_merge.config import checked
     from gopd_merge.eval_config import EvalConfig
+    from gopd_merge.options import checked
 
     config = checked(
         EvalConfig,

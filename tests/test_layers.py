@@ -10,9 +10,10 @@ ROOMS = ("experts", "prompts", "distill", "evaluate", "report")
 LEVEL = {
     "errors": 0,
     "consistency": 1,
+    "options": 1,
     "server": 1,
     "config": 2,
-    "eval_config": 3,
+    "eval_config": 2,
     "probe_config": 3,
     "halving": 2,
     "sweep_config": 3,
@@ -39,7 +40,7 @@ BETWEEN_ROOMS = {
     ("evaluate", "prompts.sources"),
     ("report", "evaluate.statistics"),
 }
-WITHOUT_TORCH = ("cli", "config", "errors", "halving", "plan", "report", "server", "sweep_config")
+WITHOUT_TORCH = ("cli", "config", "errors", "halving", "options", "plan", "report", "server", "sweep_config")
 LIGHT = ("experts.intake", "experts.base", "prompts.sources", "evaluate.suites", "evaluate.items", "evaluate.rows")
 
 

@@ -14,8 +14,9 @@ import pytest
 from filelock import FileLock
 
 from gopd_merge import MergeConfig, merge
-from gopd_merge.config import checked, make_config, read_config_file
+from gopd_merge.config import make_config
 from gopd_merge.errors import InputError
+from gopd_merge.options import checked, read_config_file
 from gopd_merge.report.scale import checked_scale, scale_text
 from gopd_merge.report.sweep import sweep_text
 from gopd_merge.sweep import begin, ranking, sweep
@@ -144,7 +145,7 @@ def test_a_folder_that_is_not_a_sweeps_and_one_in_use_are_left_alone(adapters, t
 
 def test_an_expert_without_validation_questions_is_refused_before_anything_loads(code_copy, tmp_path):
     (code_copy / "prompts" / "validation.jsonl").unlink()
-    with pytest.raises(InputError, match=r"has no prompts/validation\.jsonl to choose on; put questions with answers there") as refused:
+    with pytest.raises(InputError, match=r"code: no validation questions .*; put questions with answers there") as refused:
         sweep(config(code_copy.parent, tmp_path / "merged.lora"), "gopd-merge sweep")
     assert "code.lora" in str(refused.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters"]

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from gopd_merge.cli.quiet import quieten_libraries, stop_on_signals
-from gopd_merge.config import MergeConfig, make_config, read_config_file
+from gopd_merge.config import MergeConfig, make_config
 from gopd_merge.errors import GopdError, InputError, Interrupted
+from gopd_merge.options import read_config_file
 
 
 def plan(options: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ from json import dumps as dump_json
 from typing import Any
 
 from gopd_merge.cli.quiet import quieten_libraries, stop_on_signals
-from gopd_merge.config import MergeConfig, checked, expert_domain
+from gopd_merge.config import MergeConfig
 from gopd_merge.errors import GopdError, Interrupted
+from gopd_merge.options import checked, expert_domain
 from gopd_merge.probe_config import ProbeConfig
 
 

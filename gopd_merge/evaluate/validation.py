@@ -60,8 +60,9 @@ def _check_covered(domain: str, folder: Path, found: Sequence[Benchmark]) -> Non
     mine = [benchmark for benchmark in found if benchmark.domain == domain]
     if not mine:
         raise InputError(
-            f"{domain}: no validation questions ({folder / 'prompts' / 'validation.jsonl'} is missing), so its α cannot be chosen; "
-            f"name a file of questions with --suite own,{domain}=FILE.jsonl, or give its α as a number"
+            f"{domain}: no validation questions to choose α on ({folder / 'prompts' / 'validation.jsonl'} is missing); put questions with "
+            "answers there, none of them in test.jsonl, or give α as a number; "
+            f"gopd-merge probe also takes a file of them: --suite own,{domain}=FILE.jsonl"
         )
     for benchmark in mine:
         if benchmark.metric == EXPERT_REWARD and len(benchmark.items) < 2:

@@ -6,8 +6,8 @@ import pytest
 
 from gopd_merge import MergeConfig, merge
 from gopd_merge.comparison.run import compare
-from gopd_merge.config import checked
 from gopd_merge.eval_config import CompareConfig
+from gopd_merge.options import checked
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,11 @@ import pytest
 from scipy.stats import binomtest
 
 from gopd_merge.comparison.run import compare
-from gopd_merge.config import checked
 from gopd_merge.errors import GopdError, InputError
 from gopd_merge.eval_config import EvalConfig
 from gopd_merge.evaluate import judge as judging
 from gopd_merge.evaluate.judge import Judge, judge_pairs
+from gopd_merge.options import checked
 
 PAIRS = [(f"q{i}", "Say more.", "long " * (i + 2), "short") for i in range(6)]
 

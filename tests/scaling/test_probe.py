@@ -18,13 +18,14 @@ from gopd_merge.cli import build_app
 from gopd_merge.cli.probing import merge_command
 from gopd_merge.comparison.contenders import BASE, of_experts
 from gopd_merge.comparison.measuring import Setup, identity, measure
-from gopd_merge.config import checked, make_config
+from gopd_merge.config import make_config
 from gopd_merge.distill.mixture import expert_and_base
 from gopd_merge.distillation import load_roles
 from gopd_merge.errors import InputError
 from gopd_merge.evaluate.validation import load_validation
 from gopd_merge.experts.base import resolve_base
 from gopd_merge.experts.intake import read_experts
+from gopd_merge.options import checked
 from gopd_merge.probe_config import ProbeConfig
 from gopd_merge.report.progress import Silent
 from gopd_merge.report.scale import read_scale
@@ -198,7 +199,7 @@ def test_what_cannot_be_probed_is_refused_in_a_line(run, tmp_path, options, name
 def test_a_domain_without_validation_questions_is_refused_with_the_way_out(math_copy, code_copy, tmp_path):
     (math_copy / "prompts" / "validation.jsonl").unlink()
     experts = {"math": str(math_copy), "code": str(code_copy)}
-    with pytest.raises(InputError, match=r"math: no validation questions \(.*validation.jsonl is missing\).*--suite own,math=FILE.jsonl"):
+    with pytest.raises(InputError, match=r"math: no validation questions .*validation.jsonl is missing\).*--suite own,math=FILE.jsonl"):
         probe(checked(ProbeConfig, {"experts": experts, "output": tmp_path / "probe"}), "")
     rows = [{"prompt": "Add 3 and 4.", "answer": "7", "split": "validation"}] * 1
     (tmp_path / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
