@@ -128,4 +128,6 @@ def _remote_teachers(config: MergeConfig, inputs: Inputs, backbone: Backbone, no
 def _check(cast: Cast, config: MergeConfig) -> None:
     """Raises InputError for what only the loaded models can tell."""
     if config.estimator == HIDDEN and not all(cast.can_mix(aim) for aim in cast.aims.values()):
-        raise InputError("--estimator hidden needs roles that share one output head; an expert here has its own: use --estimator full")
+        raise InputError(
+            f"--estimator {config.estimator}: needs roles that share one output head, and an expert here has its own; use --estimator full"
+        )

@@ -30,7 +30,7 @@ def _of_method(config: "MergeConfig") -> Iterator[Rule]:
     says_who = config.rotate != "prompt" and method in ("alternate", "seqkd", "sft", "rkl")
     yield says_who, f"--method {method} says itself who teaches when; leave out --rotate {config.rotate}"
     too_few = method == "alternate" and config.steps < count
-    yield too_few, f"--method alternate needs a step for each of the {count} experts; --steps {config.steps} are too few"
+    yield too_few, f"--steps {config.steps}: --method alternate needs a step for each of the {count} experts; give {count} or more"
     alone = config.balance and (config.rotate != "prompt" or method == "alternate")
     yield alone, "--balance compares the domains of a batch; leave out --rotate and --method alternate"
 
@@ -43,9 +43,9 @@ def _of_alpha(config: "MergeConfig") -> Iterator[Rule]:
     known = config.reference in (None, "base") and config.kl_reference in (None, "base")
     yield config.alpha == AUTO and not known, "--alpha auto samples experts beside their base; with another reference give a number"
     given = config.alpha.values() if isinstance(config.alpha, dict) else [] if config.alpha == AUTO else [float(config.alpha)]
-    outside = [alpha for alpha in given if not 1 <= alpha <= config.alpha_max]
-    begins = f"--adaptive run begins at --alpha, which must lie between 1 and --alpha-max {config.alpha_max:g}"
-    yield moving and bool(outside), f"{begins}; found {outside[0] if outside else ''}"
+    outside = next((alpha for alpha in given if not 1 <= alpha <= config.alpha_max), None)
+    begins = moving and outside is not None
+    yield begins, f"--adaptive run begins at --alpha {outside}; give one between 1 and --alpha-max {config.alpha_max:g}"
 
 
 def _of_teachers(config: "MergeConfig") -> Iterator[Rule]:

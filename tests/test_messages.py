@@ -8,12 +8,15 @@ import pytest
 
 import gopd_merge
 from gopd_merge.config import MergeConfig
+from gopd_merge.eval_config import EvalConfig
 from gopd_merge.experts.schema import REMEDIES, UNSUPPORTED
 
 PACKAGE = Path(gopd_merge.__file__).parent
 ERRORS = ("InputError", "GopdError", "TeacherError", "VerificationError", "Interrupted")
 REFUSED_INPUT = ("InputError", "ValueError")  # these must name what was given
-PASSED_ON = {("config.py", "message")}  # the text of one of the ValueErrors there, which are checked where they are raised
+CONFIGS = ("config.py", "options.py", "probe_config.py", "sweep_config.py", "eval_config.py")  # their ValueErrors become InputErrors
+OPTIONS = {*MergeConfig.model_fields, *EvalConfig.model_fields}
+PASSED_ON = {(file, name) for file in CONFIGS for name in ("message", "problem")}  # texts that are checked where they are made
 
 
 def constants(tree: ast.AST) -> dict[str, ast.expr]:
@@ -50,7 +53,7 @@ def messages(source: str, file: str) -> Iterator[tuple[str, str]]:
     """(class, template) of every error that the source raises with a text of its own."""
     tree = ast.parse(source)
     names = constants(tree)
-    classes = (*ERRORS, "ValueError") if file == "config.py" else ERRORS
+    classes = (*ERRORS, "ValueError") if file in CONFIGS else ERRORS
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and getattr(node.exc.func, "id", "") in classes:
             argument = node.exc.args[0]
@@ -88,7 +91,7 @@ def fault(kind: str, text: str) -> str | None:
         return None
     if not text.partition("; ")[2]:
         return "no remedy"
-    if kind in REFUSED_INPUT and "{" not in text and text.partition(":")[0] not in MergeConfig.model_fields:
+    if kind in REFUSED_INPUT and "{" not in text and "--" not in text and text.partition(":")[0] not in OPTIONS:
         return "its input is not named"
     return None
 
@@ -109,10 +112,31 @@ def shared_constants() -> dict[str, ast.expr]:
 
 
 def test_every_error_names_its_input_and_a_remedy():
-    found = [(path.name, *message) for path in sources() for message in messages(path.read_text(), path.name)]
+    found = [
+        (file, *message)
+        for path in sources()
+        for file in [path.relative_to(PACKAGE).as_posix()]
+        for message in messages(path.read_text(), file)
+    ]
     faults = [f"{file}: {fault(kind, text)}: {text}" for file, kind, text in found if fault(kind, text)]
     assert faults == []
     assert sum(kind in REFUSED_INPUT for _, kind, _ in found) > 35  # they were found at all
+
+
+def contradictions(source: str) -> list[str]:
+    """The texts of all rules about options that mean nothing together."""
+    tree = ast.parse(source)
+    names = {name: value for name, value in constants(tree).items() if name != "who"}
+    rules = [node.value for node in ast.walk(tree) if isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple)]
+    return [text for rule in rules for text in templates(rule.elts[1], names)]
+
+
+def test_every_contradiction_of_options_names_them_and_a_way_out():
+    found = contradictions((PACKAGE / "consistency.py").read_text())
+    faults = [f"{fault('', text) or 'no option'}: {text}" for text in found if fault("", text) or not ("--" in text or "{who}" in text)]
+    assert faults == []
+    assert len(found) > 20
+    assert fault("", contradictions('def f():\n    yield bad, "--a and --b both move α"')[0]) == "no remedy"  # it would be noticed
 
 
 def test_every_finding_has_a_remedy():

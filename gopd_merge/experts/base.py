@@ -45,7 +45,7 @@ def resolve_base(
     Raises InputError when the experts name different ones, or when their shapes do not fit it.
     """
     if not experts and override is None:
-        raise InputError("no adapter here says which base the student is for; name it with --base")
+        raise InputError("base: none given, and no adapter here says which one the student is for; name it with --base")
     for first, expert in pairwise(experts):
         if override is None and _find(expert) != _find(first):
             raise InputError(
