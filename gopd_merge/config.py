@@ -28,7 +28,8 @@ class MergeConfig(BaseModel):
 
     experts: dict[str, str] = option(
         {},
-        "the LoRA adapters to merge: folders or Hub ids user/name[@revision], or DOMAIN=either, each (math.lora is the domain math)",
+        "the LoRA adapters to merge: folders or Hub ids user/name[@revision], or DOMAIN=either, each (math.lora is the domain math), or "
+        "DOMAIN=http://HOST/v1#NAME on a server",
         "What to merge",
         list[str],
     )

@@ -9,7 +9,7 @@ from gopd_merge import artefacts
 from gopd_merge.casting import load_teachers
 from gopd_merge.comparison.concluding import Evaluation, conclude
 from gopd_merge.comparison.contenders import BASE, of_experts, trained
-from gopd_merge.comparison.lineup import line_up
+from gopd_merge.comparison.lineup import idle_teachers, line_up
 from gopd_merge.comparison.measuring import Setup, identity, measure_all
 from gopd_merge.comparison.tuning import tune
 from gopd_merge.config import MergeConfig
@@ -146,6 +146,8 @@ def evaluate(
     with clock.measure("evaluate"):
         contenders = [BASE, *of_experts(inputs.experts, teachers), *(one.contender for one in average), merged]
         lineup = line_up(measure_all(backbone, contenders, inputs.test, setup, listener), average, [])
+    for warning in idle_teachers(lineup, inputs.test):
+        listener.note(warning)
     about = {name: described[name] for name in ("inputs", "base", "config", "environment")}
     about |= {"command": "gopd-merge --config merge.json", "seconds": clock.rounded()}
     found = conclude(lineup, inputs.test, [], setup, about)

@@ -37,7 +37,7 @@ def build_app() -> App:
         help_on_error=False,
         group_commands=Group("Commands", sort_key=-1),
     )
-    app["--help"].group = app["--version"].group = Group("Information", sort_key=9)
+    app["--help"].group = app["--version"].group = Group("Information", sort_key=99)
 
     def run(**options: Any) -> None:
         merging.plan(options) if options.pop("dry_run", False) else merging.merge(options)

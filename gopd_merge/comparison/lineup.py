@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gopd_merge.comparison.measuring import Measured, by_method, key_of
+from gopd_merge.comparison.measuring import Measured, by_method, key_of, scores
 from gopd_merge.comparison.tuning import Tuned, best_static
 from gopd_merge.eval_config import OPD
-from gopd_merge.evaluate.suites import Benchmark
+from gopd_merge.evaluate.statistics import difference_interval
+from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark
+from gopd_merge.report.lines import difference_text
 from gopd_merge.report.terminal import label_of
 
 Seeds = Sequence[Measured]  # of one method
@@ -36,6 +38,25 @@ class Lineup:
 
         experts = {"best expert": max(self.experts.values(), key=score)} if self.experts else {}
         return {**experts, **self.rivals}
+
+
+def idle_teachers(lineup: Lineup, benchmarks: Sequence[Benchmark]) -> list[str]:
+    """A sentence for each expert that is not clearly better than the base in its own domain: α > 1 amplifies what else it learned."""
+    base = [one for one in lineup.measured if one.contender.kind == "base"]
+    said = []
+    for benchmark in benchmarks:
+        teacher = lineup.experts.get(benchmark.domain)
+        if not teacher or not base or teacher[0].contender.home is not None:  # on another base it has another reference
+            continue
+        gains = scores(teacher, benchmark).by_question - scores(base, benchmark).by_question
+        gain = (float(gains.mean()), *difference_interval(gains))
+        if gain[1] <= 0:
+            text = difference_text(gain, benchmark.metric != EXPERT_REWARD)
+            said.append(
+                f"{benchmark.domain}: on {len(gains):,} questions of {benchmark.suite.name} its expert is not clearly better than the base "
+                f"({text}); where a teacher has nothing to teach, α > 1 amplifies its side effects"
+            )
+    return said
 
 
 def line_up(measured: Sequence[Measured], tuned: Sequence[Tuned], validation: Sequence[Benchmark]) -> Lineup:

@@ -49,8 +49,8 @@ class Cast:
 
     def teacher(self, domain: str) -> Role:
         """The domain's own teacher. Raises KeyError for a domain without one."""
-        own = [reward.teacher for reward in self.aims[domain].rewards if reward.teacher.adapter == expert(domain)]
-        return own[0]  # type: ignore[no-any-return] # the aims are made of roles
+        own: list[Role] = [reward.teacher for reward in self.aims[domain].rewards if reward.teacher.adapter == expert(domain)]
+        return own[0]
 
     def hidden(self, rows_of: Mapping[Role, list[int]], ids: Tensor, attention_mask: Tensor) -> dict[Role, Tensor]:
         """Last hidden states (rows, T, H) of every role for the rows (of B) that it is asked for; one mixed batch a model."""
@@ -78,7 +78,7 @@ class Cast:
 
         A bias would be counted once whatever the roles' parts add up to, so a model with one must have parts that add up to 1.
         """
-        models = {role.model for role in aim.roles if role.model != REMOTE}  # type: ignore[attr-defined] # roles are of our kind here
+        models = {role.model for role in aim.roles if role.model != REMOTE}
         whole = len(models) == 1
         return all(self.models[name].head_is_shared and (whole or not self.models[name].head_has_bias) for name in models)
 

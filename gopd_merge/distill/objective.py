@@ -14,7 +14,7 @@ q = softmax(W · (λ h_T + (1−λ) h_0) + b). `Aim` says which role has which p
 N is the number of tokens, V the size of the vocabulary. Every row speaks of one response token.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,20 +39,20 @@ class Aim:
     keep: Any  # the role of π_kl
     rewards: tuple[Reward, ...]
 
-    def coefficients(self, alphas: Sequence[Any]) -> Mapping[Hashable, Any]:
+    def coefficients(self, alphas: Sequence[Any]) -> Mapping[Any, Any]:
         """How much of each role's logits is in the target, for one λ per reward: numbers, or (N,) tensors of one a token.
 
         A role whose part is the number 0 is left out, so that it is never run: λ = 1 needs no reference, λ = 0 no teacher, and
         with the teacher itself as reference every λ is 1.
         """
-        found: dict[Hashable, Any] = {self.keep: 1.0}
+        found: dict[Any, Any] = {self.keep: 1.0}
         for reward, alpha in zip(self.rewards, alphas, strict=True):
             for role, sign in ((reward.teacher, 1.0), (reward.against, -1.0)):
                 found[role] = found.get(role, 0.0) + sign * reward.weight * alpha
         return {role: weight for role, weight in found.items() if isinstance(weight, Tensor) or weight != 0}
 
     @property
-    def roles(self) -> tuple[Hashable, ...]:
+    def roles(self) -> tuple[Any, ...]:
         """Everybody who is in it."""
         return tuple(dict.fromkeys([self.keep, *(role for r in self.rewards for role in (r.teacher, r.against))]))
 

@@ -144,9 +144,9 @@ def score(cast: Cast, rollout: Rollout, scale: Scale, micro_batch_size: int, chu
             _probe(cast, one, torch.isin(one.tokens, probed), scale.rule.bound, reward, keep, clipped)
             if scale.rule.bound is None and cast.can_mix(one.aim):
                 for role, weight in one.aim.coefficients(list(one.alphas.T.unsqueeze(-1))).items():
-                    hidden = one.hidden.get(role)  # type: ignore[call-overload] # roles are of our kind here
+                    hidden = one.hidden.get(role)
                     if hidden is not None:  # a role whose part is zero everywhere was not run
-                        total = mixed.setdefault(role.model, torch.zeros(num_tokens, hidden.shape[-1], device=device))  # type: ignore[attr-defined]
+                        total = mixed.setdefault(role.model, torch.zeros(num_tokens, hidden.shape[-1], device=device))
                         total.index_add_(0, one.tokens, hidden.float() * weight)
             else:
                 apart.append(Apart(one.tokens, one.aim, one.alphas, one.hidden, scale.rule))
@@ -189,7 +189,7 @@ def _needed(aim: Aim, scale: Scale, domain: str) -> list[Role]:
     if any(reward.teacher.model == REMOTE for reward in aim.rewards):
         return [aim.keep]
     roles = aim.roles if scale.needs_all_roles else aim.coefficients([scale.alphas[domain]] * len(aim.rewards))
-    return list(roles)  # type: ignore[arg-type] # roles are of our kind here
+    return list(roles)
 
 
 def _probe(cast: Cast, one: _Scored, inside: Tensor, bound: float | None, reward: Tensor, keep: Tensor, clipped: Tensor) -> None:

@@ -50,6 +50,6 @@ def target_of(config: MergeConfig, inputs: Inputs) -> Target:
             asked = torch.full((logits.shape[1], count), alpha, device=logits.device)
             return rule.target_logits(aim, rule.alphas(aim, asked, of_role), of_role)
 
-        return [role.adapter for role in roles], mix  # type: ignore[attr-defined] # roles are of our kind here
+        return [role.adapter for role in roles], mix
 
     return target
