@@ -22,7 +22,7 @@ from gopd_merge.sweep_config import SweepConfig
 
 COMMAND = Path(sys.executable).with_name("gopd-merge")
 WEIGHTS = "adapter_model.safetensors"
-SHORT = {"alphas": "1,2", "steps": 10, "batch_size": 4, "max_new_tokens": 32, "tune_limit": 6, "eval": False, "learning_rate": 0.01}
+SHORT = {"alphas": "0,3", "steps": 10, "batch_size": 4, "max_new_tokens": 24, "tune_limit": 8, "eval": False, "learning_rate": 0.02}
 
 
 def config(adapters, output, **options):
@@ -70,17 +70,17 @@ def test_the_chosen_alpha_has_the_highest_mean_of_the_answers_on_disk(swept):
         for domain in ("code", "math"):
             (file,) = (run / "evaluation" / "tuning").glob(f"own.{domain}.*.jsonl")
             header, *answers = read(file)
-            assert (header["split"], len(answers)) == ("validation", 6)
-            by_domain.append(sum(answer["score"] for answer in answers) / 6)
+            assert (header["split"], len(answers)) == ("validation", 8)
+            by_domain.append(sum(answer["score"] for answer in answers) / 8)
             alpha = json.loads((run / "merge.json").read_text())["config"]["alpha"]
             (point,) = [p for p in found.scale["points"] if (p["alpha"], p["domain"]) == (alpha, domain)]
             assert point["score"] == by_domain[-1]
             assert point["low"] <= point["score"] <= point["high"]
-            assert (point["steps"], point["full_steps"], point["learning_rate"]) == (5, 10, 0.01)
+            assert (point["steps"], point["full_steps"], point["learning_rate"]) == (5, 10, 0.02)
         means[alpha] = sum(by_domain) / 2
     best = max(means.values())
     assert found.scale["chosen"] == dict.fromkeys(("code", "math"), min(alpha for alpha in means if means[alpha] == best))
-    assert found.scale["chosen_options"] == {"learning_rate": 0.01, "steps": 10}
+    assert found.scale["chosen_options"] == {"learning_rate": 0.02, "steps": 10}
 
 
 def test_short_runs_are_whole_runs_and_all_together_cost_what_was_said(swept):
@@ -89,7 +89,7 @@ def test_short_runs_are_whole_runs_and_all_together_cost_what_was_said(swept):
     assert [len(rows) for rows in logs] == [5, 5]
     for rows in logs:
         rates = [row["learning_rate"] for row in rows]
-        assert rates == pytest.approx([0.01 * min(1, (step + 1) / 3) * (1 - step / 5) for step in range(5)])  # ⌈4 · 5 / 10⌉ to warm up
+        assert rates == pytest.approx([0.02 * min(1, (step + 1) / 3) * (1 - step / 5) for step in range(5)])  # ⌈4 · 5 / 10⌉ to warm up
     spent = sum(map(len, logs)) + len(read(output / "metrics.jsonl"))
     assert found.scale["cost"] == {"steps": spent, "full_runs": 2.0}
     assert logs[0][0]["domains"].keys() == logs[1][0]["domains"].keys()
@@ -117,7 +117,7 @@ def test_other_settings_are_refused_by_what_differs_and_begin_anew_with_overwrit
     shutil.rmtree(copied)
     with pytest.raises(InputError) as refused:
         sweep(config(adapters, copied, tune_limit=5, seed=1), "gopd-merge sweep")
-    assert re.search(r"merged\.lora\.sweep: holds a sweep with .*seed 0 \(now 1\).*tune_limit 6 \(now 5\)", str(refused.value))
+    assert re.search(r"merged\.lora\.sweep: holds a sweep with .*seed 0 \(now 1\).*tune_limit 8 \(now 5\)", str(refused.value))
     assert "--overwrite" in str(refused.value)
     assert "alphas" not in str(refused.value)  # what is the same is not named
     assert len(runs(copied)) == 2
@@ -189,7 +189,7 @@ def test_the_table_shows_every_run_of_every_rung_and_what_was_chosen(swept):
     document = json.loads(json.dumps(swept[1].scale))
     lines = sweep_text(document).splitlines()
     rows = [re.split(r"\s{2,}", line.strip()) for line in lines if re.match(r"  \d", line)]
-    assert [row[:4] for row in rows] == [["1", "1", "0.01", "5 of 10"], ["1", "2", "0.01", "5 of 10"]]
+    assert [row[:4] for row in rows] == [["1", "0", "0.02", "5 of 10"], ["1", "3", "0.02", "5 of 10"]]
     assert [row[1] for row in rows if row[-1] == "chosen"] == [f"{document['chosen']['math']:g}"]
     assert "20 steps with the full run, as many as 2 full runs" in lines[-1]
     assert "points" in lines[-2]
