@@ -25,10 +25,10 @@ from gopd_merge.plan import MANIFEST, Inputs, check_output, read_inputs
 from gopd_merge.report.card import card_text
 from gopd_merge.report.document import EVALUATION, RESULTS
 from gopd_merge.report.progress import Silent
+from gopd_merge.report.scale import SCALE
 from gopd_merge.scaling.auto import choose_alpha
 
 AVERAGE = "average"
-SCALE = "scale.json"
 SCHEMA = 1
 
 

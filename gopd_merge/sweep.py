@@ -3,13 +3,10 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from gopd_merge import artefacts
 from gopd_merge.comparison.contenders import trained
@@ -31,10 +28,11 @@ from gopd_merge.forecast import resolve_device
 from gopd_merge.halving import Candidate, champion
 from gopd_merge.pipeline import MergeResult, look_ahead, merge
 from gopd_merge.plan import MANIFEST, Inputs, check_output, read_inputs
-from gopd_merge.report.document import EVALUATION
+from gopd_merge.report.document import EVALUATION, ScalePoint
 from gopd_merge.report.lines import difference_text
 from gopd_merge.report.progress import Silent
 from gopd_merge.report.sweep import candidate_text, schedule_text
+from gopd_merge.scaling.document import scale_document
 from gopd_merge.sweep_config import SWEPT, SweepConfig
 
 FOLDER = ".sweep"  # what follows the output's name
@@ -84,13 +82,14 @@ def sweep(config: SweepConfig, command: str, listener: Listener | None = None, i
     validation = validation_questions(config, inputs)
     folder = config.output.with_name(config.output.name + FOLDER)
     settings = settings_of(config, inputs, validation)
-    with _alone(folder, settings, config.overwrite):
+    with artefacts.alone(folder):
+        begin(folder, settings, config.overwrite)
         listener.phase(schedule_text(config.halving, [one.steps for one in config.candidates]))
         look_ahead(longest, inputs, listener)
         listener.phase("loading the base")
         trials = Trials(config, inputs, validation, folder, load_backbone(longest, inputs), listener)
         best = champion(config.candidates, config.halving, trials.rank)
-        scale = scale_document(trials, best, command)
+        scale = findings(trials, best, command)
         listener.phase(f"the winner in full: {candidate_text(best.alpha, best.learning_rate)}, {best.steps} steps")
         renew_student(trials.backbone, inputs, config.seed)
         return Sweep(scale, merge(config.full_run(best), listener, inputs, trials.backbone, scale))
@@ -194,25 +193,7 @@ def settings_of(config: SweepConfig, inputs: Inputs, validation: Sequence[Benchm
     return settings
 
 
-@contextmanager
-def _alone(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator[None]:
-    """The sweep's folder for this process alone, with the runs of these settings or none. Raises InputError."""
-    try:
-        folder.mkdir(exist_ok=True)
-        lock = FileLock(folder / ".lock", blocking=False)
-        lock.acquire()
-    except Timeout:
-        raise InputError(f"{folder}: another sweep is writing there; wait for it, or choose another --output") from None
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
-    try:
-        _begin(folder, settings, overwrite)
-        yield
-    finally:
-        lock.release()
-
-
-def _begin(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
+def begin(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
     """Note the settings, or find the same ones there. Raises InputError where others are, unless they may be replaced."""
     file = folder / SETTINGS
     if not file.is_file():
@@ -234,47 +215,47 @@ def _begin(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
     artefacts.replace_json(file, {"schema": SCHEMA, "settings": settings})
 
 
-def scale_document(trials: Trials, best: Candidate, command: str) -> dict[str, Any]:
-    """Every run's scores, what was chosen and why: what `gopd-merge probe` writes too, with the options that were swept beside α."""
-    config = trials.config
-    described = [run.manifest for run in trials.runs]
-    steps = sum(run.config.steps for run in trials.runs) + best.steps
-    longest = trials.config.halving.longest
-    answers = [answer for run in trials.runs for found in run.measured.answers.values() for answer in found]
-    return {
-        "schema": SCHEMA,
-        "kind": "scale",
-        "made_by": "sweep",
-        "points": [_point(run, benchmark, config.seed) for run in trials.runs for benchmark in trials.validation],
-        "chosen": dict.fromkeys(config.domains, best.alpha),
-        "chosen_options": {"learning_rate": _settled(trials.runs, best), "steps": best.steps},
-        "why": _why(trials, best),
-        "cost": {"steps": steps, "full_runs": round(steps / longest, 2)},
+def findings(trials: Trials, best: Candidate, command: str) -> dict[str, Any]:
+    """The scale document: every run's scores, what was chosen and why. In one of a sweep there are options beside α, and what it cost."""
+    config, runs = trials.config, trials.runs
+    steps = sum(run.config.steps for run in runs) + best.steps
+    answers = [answer for run in runs for found in run.measured.answers.values() for answer in found]
+    described = {
+        "chosen_options": {"learning_rate": _settled(runs, best), "steps": best.steps},
+        "cost": {"steps": steps, "full_runs": round(steps / config.halving.longest, 2)},
         "command": command,
-        "inputs": described[0]["inputs"],
-        "base": described[0]["base"],
+        "inputs": runs[0].manifest["inputs"],
+        "base": runs[0].manifest["base"],
         "environment": artefacts.environment(trials.backbone.device),
         "seconds": {
-            "train": round(sum(one["seconds"]["total"] for one in described), 2),
+            "train": round(sum(run.manifest["seconds"]["total"] for run in runs), 2),
             "answer": round(sum(answer.seconds for answer in answers), 2),
         },
     }
+    points = [_point(run, benchmark, config.seed) for run in runs for benchmark in trials.validation]
+    return scale_document("sweep", points, dict.fromkeys(config.domains, best.alpha), _why(trials, best), described)
 
 
-def _point(run: Run, benchmark: Benchmark, seed: int) -> dict[str, Any]:
-    """A run's score on one domain's validation questions. `steps` are its own, `full_steps` those of the full run that it stands for."""
+def _point(run: Run, benchmark: Benchmark, seed: int) -> ScalePoint:
+    """A run's score on one domain's validation questions."""
     row, used = result([run.measured], benchmark, seed), run.config
-    same = ("domain", "suite", "n", "score", "low", "high", "metric", "length_mean", "length_capped")
-    return {
-        **{name: getattr(row, name) for name in same},
-        "alpha": run.candidate.alpha,
-        "learning_rate": used.learning_rate,
-        "steps": used.steps,
-        "full_steps": run.candidate.steps,
-        "rung": run.rung,
-        "seed": used.seed,
-        "entropy": None,
-    }
+    return ScalePoint(
+        domain=row.domain,
+        suite=row.suite,
+        alpha=run.candidate.alpha,
+        learning_rate=used.learning_rate,
+        steps=used.steps,
+        full_steps=run.candidate.steps,
+        rung=run.rung,
+        seed=used.seed,
+        n=row.n,
+        score=row.score,
+        low=row.low,
+        high=row.high,
+        metric=row.metric,
+        length_mean=row.length_mean,
+        length_capped=row.length_capped,
+    )
 
 
 def _settled(runs: Sequence[Run], best: Candidate) -> float | None:

@@ -16,8 +16,9 @@ from filelock import FileLock
 from gopd_merge import MergeConfig, merge
 from gopd_merge.config import checked, make_config, read_config_file
 from gopd_merge.errors import InputError
+from gopd_merge.report.scale import checked_scale, scale_text
 from gopd_merge.report.sweep import sweep_text
-from gopd_merge.sweep import _begin, ranking, sweep
+from gopd_merge.sweep import begin, ranking, sweep
 from gopd_merge.sweep_config import SweepConfig
 
 COMMAND = Path(sys.executable).with_name("gopd-merge")
@@ -122,16 +123,16 @@ def test_other_settings_are_refused_by_what_differs_and_begin_anew_with_overwrit
     assert "alphas" not in str(refused.value)  # what is the same is not named
     assert len(runs(copied)) == 2
     folder, settings = copied.with_name("merged.lora.sweep"), {"seed": 1}
-    _begin(folder, settings, overwrite=True)
+    begin(folder, settings, overwrite=True)
     assert runs(copied) == []
-    _begin(folder, settings, overwrite=False)  # and goes on from there
+    begin(folder, settings, overwrite=False)  # and goes on from there
 
 
 def test_a_folder_that_is_not_a_sweeps_and_one_in_use_are_left_alone(adapters, tmp_path):
     output = tmp_path / "merged.lora"
     folder = tmp_path / "merged.lora.sweep"
     folder.mkdir()
-    with FileLock(folder / ".lock"), pytest.raises(InputError, match="another sweep is writing there; wait"):
+    with FileLock(folder / ".lock"), pytest.raises(InputError, match="another run is writing there; wait"):
         sweep(config(adapters, output), "gopd-merge sweep")
     (folder / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
@@ -192,8 +193,14 @@ def test_the_table_shows_every_run_of_every_rung_and_what_was_chosen(swept):
     assert [row[:4] for row in rows] == [["1", "0", "0.02", "5 of 10"], ["1", "3", "0.02", "5 of 10"]]
     assert [row[1] for row in rows if row[-1] == "chosen"] == [f"{document['chosen']['math']:g}"]
     assert "20 steps with the full run, as many as 2 full runs" in lines[-1]
-    assert "points" in lines[-2]
-    assert lines[-2].startswith("  math: best mean over the domains of 2 candidates, after 5 of 10 steps")
+
+
+def test_the_reader_of_scale_json_takes_it_and_knows_the_run_that_was_chosen(swept):
+    document = json.loads((swept[0] / "scale.json").read_text())
+    scale = checked_scale(document)
+    assert {point.alpha for point in scale.points if scale.is_chosen(point)} == {document["chosen"]["math"]}
+    (reason,) = [line for line in scale_text(document).splitlines() if line.startswith("math: best mean over the domains of 2 candidates")]
+    assert re.search(r"after 5 of 10 steps: .* in math the difference is \S+ \(\S+ to \S+\) points$", reason)
 
 
 def kill_when(condition, command, cwd):

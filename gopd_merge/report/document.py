@@ -208,6 +208,8 @@ class ScalePoint(Part):
     alpha: float = Field(ge=0)
     learning_rate: float | None = None  # of the merge; null for the target, which has no training
     steps: int | None = None
+    full_steps: int | None = None  # of the merge that a sweep's short one stands for
+    rung: int | None = None  # of a sweep, from 1
     seed: int | None = None
     n: int
     score: float

@@ -38,7 +38,7 @@ class Scale(Part):
 
     def is_chosen(self, point: ScalePoint) -> bool:
         """Whether this is the point that was taken."""
-        options = {"learning_rate": point.learning_rate, "steps": point.steps}
+        options = {"learning_rate": point.learning_rate, "steps": point.full_steps or point.steps}
         return self.chosen.get(point.domain) == point.alpha and all(options.get(k) == v for k, v in self.chosen_options.items())
 
     def benchmarks(self) -> dict[Key, list[ScalePoint]]:

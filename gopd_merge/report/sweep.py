@@ -56,8 +56,7 @@ def sweep_text(document: Mapping[str, Any]) -> str:
     cost = document["cost"]
     return (
         f"Short runs on {n:,} validation questions of each domain (95 % intervals)\n{columns(rows)}\n"
-        + "".join(f"  {domain}: {why}\n" for domain, why in document["why"].items())
-        + f"  cost: {cost['steps']:,} steps with the full run, as many as {cost['full_runs']:g} full runs"
+        f"  cost: {cost['steps']:,} steps with the full run, as many as {cost['full_runs']:g} full runs"
     )
 
 
