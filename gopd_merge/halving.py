@@ -13,7 +13,7 @@ from math import ceil
 from gopd_merge.errors import InputError
 
 BUDGET = 2  # full runs that all short ones may cost together
-LEAST = 5  # steps of the shortest run: with fewer there is hardly a rise and a fall of the learning rate to judge by
+LEAST = 10  # steps of the shortest run: it goes as far as the full one, and in fewer strides it would stumble
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from gopd_merge.comparison.training import renew_student, train_on
 from gopd_merge.comparison.tuning import best_row
 from gopd_merge.config import MergeConfig
 from gopd_merge.distill.backbone import Backbone
+from gopd_merge.distill.update import default_learning_rate
 from gopd_merge.distillation import Listener, load_backbone
 from gopd_merge.errors import InputError
 from gopd_merge.evaluate.sandbox import check_sandbox
@@ -107,6 +108,10 @@ class Trials:
     listener: Listener
     runs: list[Run] = field(default_factory=list)
 
+    def rate_of(self, candidate: Candidate) -> float:
+        """The learning rate of its full run, the default at the base's width where none is given."""
+        return candidate.learning_rate or self.config.learning_rate or default_learning_rate(self.backbone.hidden_size)
+
     def rank(self, rung: int, candidates: Sequence[tuple[Candidate, int]]) -> list[int]:
         """Train and measure the candidates of a rung, each for its steps; their indices, best first."""
         runs = []
@@ -125,8 +130,8 @@ class Trials:
         else:
             self.listener.phase(text)
             output.parent.mkdir(exist_ok=True)
-            short = self.config.short_run(candidate, steps).model_copy(update={"output": output})
-            train_on(self.backbone, short, self.inputs, self.listener)
+            short = self.config.short_run(candidate, steps, self.rate_of(candidate))
+            train_on(self.backbone, short.model_copy(update={"output": output}), self.inputs, self.listener)
         manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
         used = MergeConfig.model_validate(manifest["config"])
         contender = trained(used, folder=output, name=output.name, sha256=file_sha256(output / WEIGHTS))  # also if trained just now
@@ -214,7 +219,7 @@ def findings(trials: Trials, best: Candidate, command: str) -> dict[str, Any]:
     steps = sum(run.config.steps for run in runs) + best.steps
     answers = [answer for run in runs for found in run.measured.answers.values() for answer in found]
     described = {
-        "chosen_options": {"learning_rate": _settled(runs, best), "steps": best.steps},
+        "chosen_options": {"learning_rate": trials.rate_of(best), "steps": best.steps},
         "cost": {"steps": steps, "full_runs": round(steps / config.halving.longest, 2)},
         "command": command,
         "inputs": runs[0].manifest["inputs"],
@@ -225,18 +230,18 @@ def findings(trials: Trials, best: Candidate, command: str) -> dict[str, Any]:
             "answer": round(sum(answer.seconds for answer in answers), 2),
         },
     }
-    points = [_point(run, benchmark, config.seed) for run in runs for benchmark in trials.validation]
+    points = [_point(trials, run, benchmark) for run in runs for benchmark in trials.validation]
     return scale_document("sweep", points, dict.fromkeys(config.domains, best.alpha), _why(trials, best), described)
 
 
-def _point(run: Run, benchmark: Benchmark, seed: int) -> ScalePoint:
-    """A run's score on one domain's validation questions."""
-    row, used = result([run.measured], benchmark, seed), run.config
+def _point(trials: Trials, run: Run, benchmark: Benchmark) -> ScalePoint:
+    """A run's score on one domain's validation questions. The learning rate is that of the full run that it stands for."""
+    row, used = result([run.measured], benchmark, trials.config.seed), run.config
     return ScalePoint(
         domain=row.domain,
         suite=row.suite,
         alpha=run.candidate.alpha,
-        learning_rate=used.learning_rate,
+        learning_rate=trials.rate_of(run.candidate),
         steps=used.steps,
         full_steps=run.candidate.steps,
         rung=run.rung,
@@ -249,11 +254,6 @@ def _point(run: Run, benchmark: Benchmark, seed: int) -> ScalePoint:
         length_mean=row.length_mean,
         length_capped=row.length_capped,
     )
-
-
-def _settled(runs: Sequence[Run], best: Candidate) -> float | None:
-    """The learning rate that the candidate's runs had: its own, or the default at the base's width."""
-    return next(run.config.learning_rate for run in runs if run.candidate == best)
 
 
 def _why(trials: Trials, best: Candidate) -> dict[str, str]:

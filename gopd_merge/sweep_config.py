@@ -87,16 +87,24 @@ class SweepConfig(MergeConfig):
         rate = candidate.learning_rate or self.learning_rate
         return MergeConfig.model_validate(merge | {"alpha": candidate.alpha, "steps": candidate.steps, "learning_rate": rate})
 
-    def short_run(self, candidate: Candidate, steps: int) -> MergeConfig:
-        """The same in few steps, measured later.
+    def short_run(self, candidate: Candidate, steps: int, rate: float) -> MergeConfig:
+        """The same in few steps, measured later; `rate` is the learning rate of the full run.
 
         It is a whole run: a fresh student, a learning rate that rises (for the same share of the steps) and falls to zero. To look at a
         longer run halfway would not do: while the learning rate is high a student is worse than where it comes to rest, the more so
         the higher the rate. Scores of different options could not be compared, nor could a score be with that of the full run.
+
+        Its learning rate is higher by as much as its steps are fewer, so that it goes as far. Adam's steps are as long as the rate,
+        whatever the gradient's size, and at first all gradients point the same way: at the rate of the full run a few steps end at
+        the same student for every α, a little way from the base, and its score would say nothing of α.
         """
         full = self.full_run(candidate)
-        warmup = math.ceil(full.warmup_steps * steps / full.steps)
-        return full.model_copy(update={"steps": steps, "warmup_steps": warmup, "eval": False})
+        few = {
+            "steps": steps,
+            "warmup_steps": math.ceil(full.warmup_steps * steps / full.steps),
+            "learning_rate": rate * full.steps / steps,
+        }
+        return full.model_copy(update={**few, "eval": False})
 
 
 def _number(flag: str, text: str) -> float:

@@ -62,14 +62,20 @@ def test_the_bound_is_not_reached_by_doing_nothing(count):
         (3, (3,), [25]),
         (4, (4, 2), [12, 25]),
         (5, (5, 2), [10, 25]),
-        (10, (10, 3), [5, 16]),  # three rungs would leave three steps each in the first: a third goes on instead of a half
-        (20, (20,), [5]),
+        (10, (10,), [10]),  # two rungs would leave five steps each in the first: all but one go at once
     ],
 )
 def test_the_rungs_of_fifty_steps_worked_out_by_hand(count, sizes, steps):
     found = plan([50] * count)
     assert found.sizes == sizes
     assert [found.steps([50] * size) for size in sizes] == [[n] * size for n, size in zip(steps, sizes, strict=True)]
+
+
+def test_a_sharper_cut_saves_rungs_where_half_of_the_candidates_would_be_too_many():
+    found = plan([150] * 12)
+    assert found.sizes == (12, 4)  # of 300 steps: three rungs (12, 6, 3) would leave 8 steps each in the first
+    assert found.steps([150] * 12)[0] == 12
+    assert plan([200] * 12).sizes == (12, 6, 3)
 
 
 def test_runs_of_different_length_are_shortened_by_the_same_share():
@@ -119,13 +125,14 @@ def test_candidates_are_all_combinations_in_one_order_with_a_name_each():
 def test_a_short_run_is_a_whole_run_and_a_full_one_is_the_plain_merge():
     swept = config(alphas="1,2", steps=50, warmup_steps=4, seed=3)
     (first, second), steps = swept.candidates, swept.halving.steps([50, 50])[0]
-    short, full = swept.short_run(second, steps), swept.full_run(second)
+    short, full = swept.short_run(second, steps, 0.002), swept.full_run(second)
     assert (full.alpha, full.steps, full.warmup_steps, full.seed, full.eval) == (2.0, 50, 4, 3, True)
     assert (short.alpha, short.steps, short.warmup_steps, short.seed, short.eval) == (2.0, 25, 2, 3, False)
+    assert (full.learning_rate, short.learning_rate) == (None, 0.004)  # as far in half the steps
     assert swept.full_run(first).alpha == 1.0
     assert type(full).__name__ == "MergeConfig"
-    assert config(alphas="1,2", warmup_steps=0).short_run(second, 5).warmup_steps == 0
-    assert config(alphas="1,2").short_run(second, 5).warmup_steps == 1  # of four: not none
+    assert config(alphas="1,2", warmup_steps=0).short_run(second, 5, 0.002).warmup_steps == 0
+    assert config(alphas="1,2").short_run(second, 5, 0.002).warmup_steps == 1  # of four: not none
 
 
 def test_a_method_without_alpha_is_swept_over_the_other_options():
@@ -152,7 +159,7 @@ def test_a_method_without_alpha_is_swept_over_the_other_options():
         ({"method": "seqkd"}, "--alphas 1", "name two values"),
         ({"method": "seqkd", "alphas": "1,2"}, "--alpha 2.0 means nothing", "leave it out"),
         ({"adaptive": "run", "alphas": "1,4"}, "--alpha-max 3", "between 1 and"),
-        ({"alphas": "1,2", "steps": 9}, "9 steps", "let the longest have 10 steps"),
+        ({"alphas": "1,2", "steps": 19}, "19 steps", "let the longest have 20 steps"),
         ({"tune_limit": 0}, "--tune-limit 0", "see gopd-merge --help"),
     ],
 )

@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
+from safetensors.torch import load_file
 
-from gopd_merge import MergeConfig, merge
+from gopd_merge import MergeConfig, halving, merge
 from gopd_merge.config import make_config
 from gopd_merge.errors import InputError
 from gopd_merge.options import checked, read_config_file
@@ -24,7 +26,7 @@ from gopd_merge.sweep_config import SweepConfig
 
 COMMAND = Path(sys.executable).with_name("gopd-merge")
 WEIGHTS = "adapter_model.safetensors"
-SHORT = {"alphas": "0,3", "steps": 10, "batch_size": 4, "max_new_tokens": 24, "tune_limit": 8, "eval": False, "learning_rate": 0.02}
+SHORT = {"alphas": "0,3", "steps": 10, "batch_size": 4, "max_new_tokens": 24, "tune_limit": 8, "eval": False, "learning_rate": 0.01}
 
 
 def config(adapters, output, **options):
@@ -38,6 +40,14 @@ def read(path):
 
 def runs(output):
     return sorted(output.with_name(f"{output.name}.sweep").glob("rung-*/*.lora"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shortest():
+    """Shorter runs than a user may have, in this process: here they need not say much."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(halving, "LEAST", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +88,11 @@ def test_the_chosen_alpha_has_the_highest_mean_of_the_answers_on_disk(swept):
             (point,) = [p for p in found.scale["points"] if (p["alpha"], p["domain"]) == (alpha, domain)]
             assert point["score"] == by_domain[-1]
             assert point["low"] <= point["score"] <= point["high"]
-            assert (point["steps"], point["full_steps"], point["learning_rate"]) == (5, 10, 0.02)
+            assert (point["steps"], point["full_steps"], point["learning_rate"]) == (5, 10, 0.01)
         means[alpha] = sum(by_domain) / 2
     best = max(means.values())
     assert found.scale["chosen"] == dict.fromkeys(("code", "math"), min(alpha for alpha in means if means[alpha] == best))
-    assert found.scale["chosen_options"] == {"learning_rate": 0.02, "steps": 10}
+    assert found.scale["chosen_options"] == {"learning_rate": 0.01, "steps": 10}
 
 
 def test_short_runs_are_whole_runs_and_all_together_cost_what_was_said(swept):
@@ -97,6 +107,45 @@ def test_short_runs_are_whole_runs_and_all_together_cost_what_was_said(swept):
     assert logs[0][0]["domains"].keys() == logs[1][0]["domains"].keys()
     lengths = [[row["domains"]["math"]["response_length"] for row in rows[:1]] for rows in logs]
     assert lengths[0] == lengths[1]  # the same fresh student, prompts and draws
+
+
+def test_the_better_half_goes_on_to_runs_of_its_own_that_are_longer(adapters, tmp_path):
+    output = tmp_path / "merged.lora"
+    found = sweep(config(adapters, output, alphas="0,1,2,3", steps=8), "gopd-merge sweep")
+    means = {1: {}, 2: {}}
+    for point in found.scale["points"]:
+        means[point["rung"]].setdefault(point["alpha"], []).append(point["score"])
+    first, second = ({alpha: sum(scores) for alpha, scores in rung.items()} for rung in means.values())
+    assert set(second) == set(sorted(first, key=lambda alpha: (-first[alpha], alpha))[:2])
+    assert found.scale["chosen"]["math"] == min(second, key=lambda alpha: (-second[alpha], alpha))
+    rates = {
+        path.parent.parent.name: [row["learning_rate"] for row in read(path)] for path in output.parent.rglob("rung-*/*/metrics.jsonl")
+    }
+    assert (len(rates["rung-1"]), len(rates["rung-2"])) == (2, 4)
+    assert found.scale["cost"] == {"steps": 4 * 2 + 2 * 4 + 8, "full_runs": 3.0}
+    assert (rates["rung-1"][0], rates["rung-2"][0]) == (
+        0.04 / 2,
+        0.02 / 3,
+    )  # a fresh rise each, of one and of two steps; higher where the run is shorter
+
+
+@pytest.mark.slow
+def test_at_the_rate_of_the_full_run_a_short_one_could_not_tell_one_alpha_from_another(adapters, tmp_path):
+    """Why short runs have a higher one: how far two α are apart after a few steps, each student as a vector of weights."""
+
+    def cosine(paths):
+        a, b = (torch.cat([t.flatten() for n, t in sorted(load_file(p / WEIGHTS).items()) if "lora_B" in n]) for p in paths)
+        return torch.cosine_similarity(a, b, dim=0).item()
+
+    apart = {}
+    for share, rate in (("same rate", 0.002), ("as far", 0.01)):
+        paths = [tmp_path / f"{share} {alpha}" for alpha in (1.0, 3.0)]
+        for path, alpha in zip(paths, (1.0, 3.0), strict=True):
+            few = {"steps": 8, "batch_size": 16, "learning_rate": rate, "warmup_steps": 1}
+            merge(config(adapters, path, **few).full_run(halving.Candidate(alpha, rate, 8)))
+        apart[share] = 1 - cosine(paths)
+    assert apart["same rate"] < 0.02
+    assert apart["as far"] > 5 * apart["same rate"]
 
 
 def test_what_is_complete_is_not_made_again_and_the_winner_is_the_same(copied, adapters):
@@ -191,7 +240,7 @@ def test_the_table_shows_every_run_of_every_rung_and_what_was_chosen(swept):
     document = json.loads(json.dumps(swept[1].scale))
     lines = sweep_text(document).splitlines()
     rows = [re.split(r"\s{2,}", line.strip()) for line in lines if re.match(r"  \d", line)]
-    assert [row[:4] for row in rows] == [["1", "0", "0.02", "5 of 10"], ["1", "3", "0.02", "5 of 10"]]
+    assert [row[:4] for row in rows] == [["1", "0", "0.01", "5 of 10"], ["1", "3", "0.01", "5 of 10"]]
     assert [row[1] for row in rows if row[-1] == "chosen"] == [f"{document['chosen']['math']:g}"]
     assert "20 steps with the full run, as many as 2 full runs" in lines[-1]
 
@@ -242,7 +291,7 @@ def test_killed_again_and_again_it_ends_with_the_bytes_of_an_unbroken_sweep(adap
     scales = [json.loads(process.stdout)["scale"] for process in (unbroken, done)]
     for name in ("points", "chosen", "chosen_options", "why", "cost", "command", "inputs", "base"):
         assert scales[0][name] == scales[1][name]
-    assert [len(rung) for rung in scales_by_rung(scales[0])] == [4, 2]
+    assert [len(rung) for rung in scales_by_rung(scales[0])] == [4, 0]
     assert all(path.read_bytes() == content for path, content in first)  # what was complete was not made again
     assert not (broken / "merged.lora.partial").exists()
     again = subprocess.run(command, cwd=broken, env=environment, capture_output=True, text=True, check=False)
