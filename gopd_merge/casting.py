@@ -1,14 +1,16 @@
 """Who plays which role in a merge: the config's words for teachers, references and start become loaded models and aims."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from gopd_merge.config import BASE, TEACHER_BASE, MergeConfig
 from gopd_merge.distill.answering import LEARNT_BY_HEART
 from gopd_merge.distill.backbone import REFERENCE, START, Backbone, expert
 from gopd_merge.distill.cast import REMOTE, Cast, Role
 from gopd_merge.distill.objective import HIDDEN, Aim, Reward
-from gopd_merge.distill.remote import RemoteTeacher
+from gopd_merge.distill.remote import TIMEOUT, RemoteTeacher
+from gopd_merge.distill.rollout import prompt_lengths
 from gopd_merge.distill.tilt import Rule
 from gopd_merge.errors import InputError
 from gopd_merge.experts.base import Base, load_base
@@ -20,31 +22,31 @@ from gopd_merge.plan import Inputs
 
 
 @contextmanager
-def assembled(backbone: Backbone, config: MergeConfig, inputs: Inputs, note: Callable[[str], None]) -> Iterator[Cast]:
+def assembled(
+    backbone: Backbone, config: MergeConfig, inputs: Inputs, note: Callable[[str], None], save: Callable[[], None] = lambda: None
+) -> Iterator[Cast]:
     """Everybody that the config asks for beside the student's backbone, loaded for as long as the block lasts.
 
-    A student that does not begin at the base is put at its start. `note` is told what the user should know. Raises InputError for roles
-    that cannot be had, GopdError for a server that does not answer.
+    A student that does not begin at the base is put at its start. `note` is told what the user should know; `save` is called, from any
+    thread, when the run begins to wait for a server. Raises InputError for roles that cannot be had.
     """
-    models = {BASE: backbone} | {name: _load(base, experts, config) for name, (base, experts) in inputs.other_models.items()}
-    adapters = [one for one in inputs.references.values() if isinstance(one, Expert)]
-    home = models[TEACHER_BASE if inputs.teacher_base else BASE]
-    for one in adapters:
-        home.load_adapter(one.path, one.domain)
-    warm = config.start != "none"
-    if warm:
-        backbone.start_student(_starting_point(config, inputs, note))
-    try:
-        cast = Cast(models, aims_of(config, inputs), _remote_teachers(config, inputs, backbone, note))
+    with ExitStack() as stack:
+        models = {BASE: backbone} | {name: _load(base, experts, config) for name, (base, experts) in inputs.other_models.items()}
+        home = models[TEACHER_BASE if inputs.teacher_base else BASE]
+        for one in inputs.references.values():
+            if isinstance(one, Expert):
+                home.load_adapter(one.path, one.domain)
+                stack.callback(home.remove, one.domain)
+        if config.start != "none":
+            backbone.start_student(_starting_point(config, inputs, note))
+            stack.callback(backbone.remove, START)
+        cast = Cast(models, aims_of(config, inputs))
+        remote = _remote_teachers(config, inputs, cast, note, save, stack)
+        cast = replace(cast, remote=remote)
         _check(cast, config)
         if "teacher" in (config.reference, config.kl_reference) and config.kl_reference in (None, "teacher"):
             note("the teacher is its own reference: α cancels, this is plain OPD")
         yield cast
-    finally:
-        for one in adapters:
-            home.remove(one.domain)
-        if warm:
-            backbone.remove(START)
 
 
 def aims_of(config: MergeConfig, inputs: Inputs) -> dict[str, Aim]:
@@ -114,14 +116,29 @@ def middle_of(grid: tuple[Mapping[str, float | int], ...]) -> dict[str, float | 
     return {name: tried[len(tried) // 2] for name, tried in values.items()}
 
 
-def _remote_teachers(config: MergeConfig, inputs: Inputs, backbone: Backbone, note: Callable[[str], None]) -> dict[str, RemoteTeacher]:
-    """Those behind servers, each asked whether it can teach. Raises InputError."""
-    teachers = {}
-    top_k = config.top_k if config.estimator == "topk" else 0
+def _remote_teachers(
+    config: MergeConfig, inputs: Inputs, cast: Cast, note: Callable[[str], None], save: Callable[[], None], stack: ExitStack
+) -> dict[str, RemoteTeacher]:
+    """Those behind servers, each asked whether it can teach this run; `stack` closes them. Raises InputError."""
+    learnt = config.method in LEARNT_BY_HEART
+    if config.method == "sft":  # the data say it all
+        return {}
+    tokenizer, teachers = cast.backbone.tokenizer, {}
+    prompts = {source.domain: [prompt.prompt for prompt in source.prompts] for source in inputs.prompts}
     for domain, location in inputs.remote.items():
-        teachers[domain] = RemoteTeacher(location, backbone.tokenizer, backbone.vocabulary, k=top_k, note=note)
-        if config.method not in LEARNT_BY_HEART:
-            teachers[domain].check()
+        teacher = teachers[domain] = RemoteTeacher(
+            location,
+            tokenizer,
+            cast.vocabulary,
+            k=config.top_k if config.estimator == "topk" else 0,
+            timeout=max(TIMEOUT, config.remote_patience) if learnt else TIMEOUT,  # it is silent until a response is whole
+            patience=config.remote_patience,
+            note=note,
+            waiting=save,
+        )
+        stack.callback(teacher.close)
+        longest = max(prompt_lengths(tokenizer, prompts[domain])) + config.max_new_tokens
+        teacher.check_answers(longest) if learnt else teacher.check(longest)
     return teachers
 
 

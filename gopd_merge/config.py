@@ -140,6 +140,9 @@ class MergeConfig(BaseModel):
         None, "memory that the run may take, such as 24GB; one that needs more is refused (default: what is free)", "Machine", str | None
     )
     chunk_tokens: int = option(1024, "response tokens projected to the vocabulary at once", "Machine", ge=1)
+    remote_patience: float = option(
+        600, "seconds to wait for the server of a remote expert that does not answer, before the run ends", "Machine", ge=0
+    )
     unsafe_exec: bool = option(False, "run a model's code without a sandbox: only in a container that holds nothing of value", "Machine")
 
     @field_validator("experts", mode="before")

@@ -82,7 +82,9 @@ def _of_remote(config: "MergeConfig") -> Iterator[Rule]:
     yield guarded, f"{who} tells no whole distribution; leave out --adaptive token, --bound and --deterministic"
     yield config.rotate == "all", f"{who} teaches alone; leave out --rotate all"
     yield config.method == "rkl", f"{who} scores what the student writes; leave out --method rkl"
-    another = config.kl_reference not in (None, config.reference) or "teacher" in (config.reference, config.kl_reference)
+    default = "teacher-base" if config.teacher_base else "base"
+    reference = config.reference or default
+    another = (config.kl_reference or reference) != reference or reference == "teacher"
     yield another, f"{who} needs one reference that is here; leave out --kl-reference and --reference teacher"
     yield bool(config.weights), f"{who} takes no --weights; give --alpha DOMAIN=NUMBER"
     yield config.alpha == AUTO, f"{who} cannot be sampled beside the reference, which --alpha auto does; give a number"

@@ -200,15 +200,20 @@ def train_student(
     """Run the loop and write the student to `folder`, read back and verified.
 
     Returns the config that was used, with everything settled; the last step's metrics; the number of response tokens seen.
-    An interrupted run leaves the student as it was after its last full step. Raises VerificationError.
+    An interrupted run leaves the student as it was after its last full step; so does one that waits for a server.
+    Raises VerificationError.
     """
     learning_rate = config.learning_rate or default_learning_rate(backbone.hidden_size)
     config = pin(config, inputs).model_copy(update={"learning_rate": learning_rate})
-    with assembled(backbone, config, inputs, listener.note) as cast:
+
+    def save() -> None:
+        backbone.save_student(folder, inputs.base.name, inputs.base.commit)
+
+    with assembled(backbone, config, inputs, listener.note, save) as cast:
         try:
             metrics, tokens = distill(cast, config, inputs, folder / METRICS, clock, listener)
         finally:
-            backbone.save_student(folder, inputs.base.name, inputs.base.commit)
+            save()
     artefacts.verify_adapter(backbone, folder, [p.prompt for s in inputs.prompts for p in s.prompts[:4]])
     return config, metrics, tokens
 
@@ -228,18 +233,7 @@ def manifest(config: MergeConfig, inputs: Inputs, metrics: Mapping[str, Any]) ->
     """What merge.json holds besides the result document: inputs, options, final metrics."""
     return {
         "config": config.model_dump(mode="json"),
-        "inputs": {
-            e.domain: {
-                "name": e.name,
-                "commit": e.commit,
-                "sha256": e.sha256,
-                "rank": e.rank,
-                "targets": list(e.targets),
-                "warnings": list(e.warnings),
-                "prompts": len(s.prompts),
-            }
-            for e, s in zip(inputs.experts, inputs.prompts, strict=True)
-        },
+        "inputs": _described_experts(inputs),
         "base": {
             "name": inputs.base.name,
             "commit": inputs.base.commit,
@@ -249,3 +243,23 @@ def manifest(config: MergeConfig, inputs: Inputs, metrics: Mapping[str, Any]) ->
         "student": {"rank": inputs.lora_rank, "targets": list(inputs.targets)},
         "final_metrics": metrics,
     }
+
+
+def _described_experts(inputs: Inputs) -> dict[str, dict[str, Any]]:
+    """By domain. Of one behind a server no more is known than where that is."""
+    here: dict[str, dict[str, Any]] = {
+        e.domain: {
+            "name": e.name,
+            "commit": e.commit,
+            "sha256": e.sha256,
+            "rank": e.rank,
+            "targets": list(e.targets),
+            "warnings": list(e.warnings),
+        }
+        for e in inputs.experts
+    }
+    there: dict[str, dict[str, Any]] = {
+        domain: {"name": location, "commit": None, "sha256": None, "rank": None, "targets": [], "warnings": []}
+        for domain, location in inputs.remote.items()
+    }
+    return {s.domain: {**here, **there}[s.domain] | {"prompts": len(s.prompts)} for s in inputs.prompts}

@@ -133,7 +133,8 @@ class Forecast:
             "experts": {
                 e.domain: {"name": e.name, "commit": e.commit, "sha256": e.sha256, "rank": e.rank, "targets": list(e.targets)}
                 for e in inputs.experts
-            },
+            }
+            | {d: {"name": where, "commit": None, "sha256": None, "rank": None, "targets": []} for d, where in inputs.remote.items()},
             "base": {
                 "name": inputs.base.name,
                 "commit": inputs.base.commit,
@@ -237,7 +238,8 @@ def count_work(config: MergeConfig, inputs: Inputs) -> Work:
         DomainWork(domain, len(found), share * config.steps, sum(found) / len(found), max(found)) for domain, found in lengths.items()
     )
     asked = [lengths[source.domain][index] for step in range(config.steps) for source, index in mixer.positions(step)]
-    roles = 2 + len(inputs.experts) + all(e.is_plain for e in inputs.experts)  # base, merge, experts, average
+    has_average = inputs.on_one_base and all(e.is_plain for e in inputs.experts)
+    roles = 2 + len(inputs.experts) + has_average  # base, merge, experts, average
     responses = len(asked) * config.max_new_tokens
     return Work(domains, config.steps, sum(asked), responses, roles * len(test_lengths), max(asked), max(test_lengths, default=0))
 

@@ -121,7 +121,8 @@ def evaluate(
     `gopd-merge compare` goes on from there with rivals that are tuned. None where there are no such questions.
     """
     for domain in sorted(set(config.domains) - {benchmark.domain for benchmark in inputs.test}) if config.eval else ():
-        listener.note(f"{domain}: not measured, no prompts/test.jsonl comes with its adapter")
+        behind = "its expert is behind a server" if domain in inputs.remote else "no prompts/test.jsonl comes with its adapter"
+        listener.note(f"{domain}: not measured, {behind}")
     if not inputs.test:
         return None
     setup = Setup(
@@ -131,8 +132,7 @@ def evaluate(
     if inputs.teacher_base:
         listener.phase("loading the experts' base again, to measure them")
         teachers = load_teachers(config, inputs)
-    on_one_base = inputs.experts and not inputs.teacher_base
-    average = tune([AVERAGE] if on_one_base else [], inputs.experts, backbone, [], setup, listener)
+    average = tune([AVERAGE] if inputs.on_one_base else [], inputs.experts, backbone, [], setup, listener)
     seconds = described["seconds"]
     merged = trained(
         config,

@@ -43,6 +43,11 @@ class Inputs:
     remote: Mapping[str, str] = field(default_factory=dict)  # by domain: http://host:8000/v1#name of an expert behind a server
 
     @property
+    def on_one_base(self) -> bool:
+        """Whether all experts are here and on the student's base, so that they have an average."""
+        return self.teacher_base is None and not self.remote
+
+    @property
     def other_models(self) -> dict[str, tuple[Base, tuple[Expert, ...]]]:
         """The models besides the student's base by name, each with the experts on it."""
         teachers = {TEACHER_BASE: (self.teacher_base, self.experts)} if self.teacher_base else {}
@@ -125,7 +130,7 @@ def _check_start(config: MergeConfig, experts: Sequence[Expert], start: Expert |
         raise InputError(
             f"--lora-rank {config.lora_rank} is below the rank {start.rank} of --start {config.start}; leave it out, or take more"
         )
-    if config.start in STATIC_RIVALS and not (experts and all(e.is_plain for e in experts)):
+    if config.start in STATIC_RIVALS and not (len(experts) == len(config.experts) and all(e.is_plain for e in experts)):
         raise InputError(f"--start {config.start}: static merges are defined for plain LoRAs on this machine only; start at none")
 
 

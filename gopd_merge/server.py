@@ -5,8 +5,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from gopd_merge.errors import InputError
@@ -14,6 +15,8 @@ from gopd_merge.errors import InputError
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a request is given again; each pause is twice the last
 TOO_EARLY = (408, 425, 429)  # what a server says that would answer later, as it does with 5xx
 KEY = "GOPD_REMOTE_API_KEY"  # the environment variable
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 REASON_LENGTH = 160  # characters of what a server says that end up in a message
 
 
@@ -142,6 +145,36 @@ class Server:
         """On one line, short, and without the key, which a server may repeat."""
         reason = reason.replace(self._key, "***") if self._key else reason
         return " ".join(reason.split())[:REASON_LENGTH]
+
+
+def in_threads(count: int, task: Callable[[Item, threading.Event], Result], items: Sequence[Item]) -> list[Result]:
+    """The task's result for each item, in their order. The first error is raised at once, and ends what the others wait for.
+
+    So does an interrupt. A request that is under way is then left to its own time-out.
+    """
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def run(item: Item) -> Result:
+        if stop.is_set():
+            raise CancelledError
+        try:
+            return task(item, stop)
+        except BaseException as error:
+            errors.append(error)
+            stop.set()
+            raise
+
+    pool = ThreadPoolExecutor(count, thread_name_prefix="server")
+    try:
+        futures = [pool.submit(run, item) for item in items]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        if errors:
+            raise errors[0]
+        return [future.result() for future in futures]
+    finally:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _said(reply: Any) -> str:

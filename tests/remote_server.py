@@ -7,14 +7,15 @@ CompletionResponse, ModelCard, ErrorResponse, and the messages of its checks.
 import json
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 MAX_MODEL_LEN = 512
+STANDARD = {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "stop", "logprobs"}
 
 
 class Models:
@@ -34,12 +35,30 @@ class Models:
     @torch.no_grad()
     def log_probs(self, name, ids):
         """(T, V)"""
-        with self._lock:
-            if name == "base":
-                with self.peft.disable_adapter():
-                    return self.peft(torch.tensor([ids])).logits[0].log_softmax(-1)
-            self.peft.set_adapter(name)
+        with self._lock, self._on(name):
             return self.peft(torch.tensor([ids])).logits[0].log_softmax(-1)
+
+    def _on(self, name):
+        if name == "base":
+            return self.peft.disable_adapter()
+        self.peft.set_adapter(name)
+        return nullcontext()
+
+    @torch.no_grad()
+    def generate(self, name, ids, limit, seed, options):
+        """Sampled token by token: the text, how it ended, and how many tokens it has. `options` are the cuts and penalties."""
+        generator = torch.Generator().manual_seed(seed)
+        with self._lock, self._on(name):
+            past, following, written = DynamicCache(config=self.peft.get_base_model().config), list(ids), []
+            while len(written) < limit:
+                logits = self.peft(torch.tensor([following]), past_key_values=past, use_cache=True).logits[0, -1] / options["temperature"]
+                if options.get("top_k", -1) > 0:
+                    logits = logits.where(logits >= logits.topk(options["top_k"]).values[-1], -torch.inf)
+                following = torch.multinomial(logits.softmax(-1), 1, generator=generator).tolist()
+                written += following
+                if following == [self.tokenizer.eos_token_id]:
+                    return self.tokenizer.decode(written, skip_special_tokens=True), "stop", len(written)
+        return self.tokenizer.decode(written, skip_special_tokens=True), "length", len(written)
 
 
 class RemoteServer:
@@ -48,7 +67,9 @@ class RemoteServer:
     Faults: `errors` are (status, headers, message) that the next requests get instead of an answer. `die_after` is the number of
     completions after which it stops by itself. `stall` is seconds of silence before each answer. `change(prompt_logprobs)` may damage
     those of an answer. `log_probs` is "yes", "ignored" (an API that does not know the field) or "refused" (one that says so).
-    `vocabulary` maps an id to the one that the server takes it for. `key`, where there is one, must be sent.
+    `vocabulary` maps an id to the one that the server takes it for. `key`, where there is one, must be sent. `standard` is a server that
+    refuses fields beyond those of OpenAI's completions. `defaults` are what a request gets for fields that it leaves out, as a model's
+    generation_config.json has them.
     """
 
     def __init__(self, models):
@@ -58,6 +79,7 @@ class RemoteServer:
         self.errors, self.die_after, self.stall, self.key = [], None, 0.0, None
         self.log_probs, self.max_logprobs, self.change = "yes", 20, lambda found: found
         self.vocabulary = lambda token_id: token_id
+        self.standard, self.defaults = False, {"temperature": 0.01, "top_k": 1}
         self.lock = threading.Lock()
         self.start()
 
@@ -153,24 +175,36 @@ class Handler(BaseHTTPRequestHandler):
 
     def _complete(self, request):
         remote, ids, k = self.server.remote, request["prompt"], request.get("prompt_logprobs")
-        if request["model"] not in remote.served:
-            return self._error(404, f"The model `{request['model']}` does not exist.", "NotFoundError", "model")
-        if remote.log_probs == "refused":
-            return self._error(400, "Unrecognized request argument supplied: prompt_logprobs", "invalid_request_error")
-        if k > remote.max_logprobs:
-            message = f"Requested prompt logprobs of {k}, which is greater than max allowed: {remote.max_logprobs}"
-            return self._error(400, f"{message} (parameter=prompt_logprobs, value={k})", "BadRequestError", "prompt_logprobs")
-        if max(ids) >= len(remote.models.tokenizer):
-            return self._error(400, f"Token id {max(ids)} is out of vocabulary", "BadRequestError")
-        if len(ids) + request["max_tokens"] > MAX_MODEL_LEN:
-            return self._error(400, f"This model's maximum context length is {MAX_MODEL_LEN} tokens.", "BadRequestError")
-        choice = {"index": 0, "text": " a", "logprobs": None, "finish_reason": "length", "stop_reason": None, "token_ids": None}
-        if remote.log_probs == "yes":
+        if refusal := self._refusal(request, ids, k):
+            self._error(*refusal)
+            return
+        options = ({} if remote.standard else remote.defaults) | {name: value for name, value in request.items() if value is not None}
+        text, ending, count = remote.models.generate(request["model"], ids, request["max_tokens"], request.get("seed", 0), options)
+        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": ending, "stop_reason": None, "token_ids": None}
+        if k is not None and remote.log_probs == "yes":
             choice |= {"prompt_logprobs": remote.prompt_logprobs(request["model"], ids, k), "prompt_token_ids": None}
-        usage = {"prompt_tokens": len(ids), "total_tokens": len(ids) + 1, "completion_tokens": 1, "prompt_tokens_details": None}
-        return self._json(
+        usage = {"prompt_tokens": len(ids), "total_tokens": len(ids) + count, "completion_tokens": count, "prompt_tokens_details": None}
+        self._json(
             {"id": "cmpl-1", "object": "text_completion", "created": 0, "model": request["model"], "choices": [choice], "usage": usage}
         )
+
+    def _refusal(self, request, ids, k):
+        """What _error takes, where the request is one that the server does not answer."""
+        remote, problems = self.server.remote, []
+        if remote.standard and (others := sorted(set(request) - STANDARD)):
+            problems.append((400, f"Unrecognized request argument supplied: {others[0]}", "invalid_request_error"))
+        if request["model"] not in remote.served:
+            problems.append((404, f"The model `{request['model']}` does not exist.", "NotFoundError", "model"))
+        if remote.log_probs == "refused" and k is not None:
+            problems.append((400, "Unrecognized request argument supplied: prompt_logprobs", "invalid_request_error"))
+        if k is not None and k > remote.max_logprobs:
+            message = f"Requested prompt logprobs of {k}, which is greater than max allowed: {remote.max_logprobs}"
+            problems.append((400, f"{message} (parameter=prompt_logprobs, value={k})", "BadRequestError", "prompt_logprobs"))
+        if max(ids) >= len(remote.models.tokenizer):
+            problems.append((400, f"Token id {max(ids)} is out of vocabulary", "BadRequestError"))
+        if len(ids) + request["max_tokens"] > MAX_MODEL_LEN:
+            problems.append((400, f"This model's maximum context length is {MAX_MODEL_LEN} tokens.", "BadRequestError"))
+        return problems[0] if problems else None
 
     def _error(self, status, message, kind, param=None, headers=()):
         self._json({"error": {"message": message, "type": kind, "param": param, "code": status}}, status, headers)

@@ -17,6 +17,7 @@ from gopd_merge.experts.deltas import Updates
 from gopd_merge.experts.fingerprint import read_json
 from gopd_merge.experts.intake import Expert, read_expert, read_experts
 from gopd_merge.plan import MANIFEST
+from gopd_merge.server import is_remote
 
 ON_TRIAL = "on-trial"  # the role of an adapter that is put on the base only while it answers
 
@@ -178,6 +179,8 @@ def read_field(config: EvalConfig, needs_experts: bool) -> Field:
     merges = [entry for entry in entries if entry.manifest is not None]
     given = config.experts if isinstance(config, CompareConfig) else {}
     needs_experts = needs_experts or isinstance(config, CompareConfig)
+    if isinstance(config, CompareConfig) and not given:
+        _check_all_here(merges)
     experts = read_experts(given) if given else _experts_of(merges) if needs_experts else []
     if isinstance(config, CompareConfig) and not experts:
         raise InputError(f"{config.adapters[0]}: has no {MANIFEST} that says which experts it merges; name them with --experts")
@@ -223,13 +226,25 @@ def read_entry(name: str) -> Entry:
     return Entry(adapter, manifest)
 
 
+def _check_all_here(merges: Sequence[Entry]) -> None:
+    """Raises InputError for a merge with a remote expert, against which nothing can be measured."""
+    for entry in merges:
+        if away := [domain for domain, name in sorted(entry.config.experts.items()) if is_remote(name)]:
+            raise InputError(
+                f"{entry.adapter.name}: its {away[0]} expert is behind a server, so it cannot be measured; "
+                f"name the adapters with --experts {away[0]}=PATH, or use gopd-merge eval"
+            )
+
+
 def _experts_of(merges: Sequence[Entry]) -> list[Expert]:
-    """The experts of the first merge: where its merge.json says, seen from here or from beside the merge."""
+    """The experts of the first merge that are not behind a server: where its merge.json says, seen from here or from beside the merge."""
     if not merges:
         return []
     first = merges[0]
     found = {}
     for domain, name in first.config.experts.items():
+        if is_remote(name):
+            continue
         beside = first.adapter.path.resolve().parent / name
         found[domain] = str(beside) if not Path(name).is_dir() and beside.is_dir() else name
     return read_experts(found)
@@ -245,7 +260,7 @@ def _check_experts(entry: Entry, experts: Sequence[Expert]) -> None:
                 f"{entry.adapter.name} merges {' and '.join(sorted(made_of))}, the experts here are "
                 f"{' and '.join(e.domain for e in experts)}; compare merges of the same experts"
             )
-        if made_of[one.domain] != one.sha256:
+        if made_of[one.domain] not in (one.sha256, None):  # nothing is known of one behind a server
             raise InputError(
                 f"{one.name} is not the {one.domain} expert that {entry.adapter.name} was made of (sha256 {one.sha256[:12]}, "
                 f"{str(made_of[one.domain])[:12]} then); say where that one is: --experts {one.domain}=PATH"

@@ -5,7 +5,7 @@ from typing import Literal
 
 from gopd_merge.distill.backbone import STUDENT
 from gopd_merge.distill.cast import Cast
-from gopd_merge.distill.rollout import Rollout, generate, joined, written
+from gopd_merge.distill.rollout import Rollout, generate, joined, tokenize, written
 
 Answerer = Literal["student", "experts", "data"]
 ANSWERED_BY: dict[str, Answerer] = {
@@ -42,9 +42,17 @@ def _by_experts(cast: Cast, prompts: Sequence[str], domains: Sequence[str], max_
     parts, asked = [], []
     for domain in sorted(set(domains)):
         rows = [row for row, other in enumerate(domains) if other == domain]
-        teacher = cast.teacher(domain)
-        texts = [prompts[row] for row in rows]
-        parts.append(generate(cast.models[teacher.model], teacher.adapter, texts, [domain] * len(rows), max_new_tokens))
+        parts.append(_by_expert(cast, domain, [prompts[row] for row in rows], max_new_tokens))
         asked += rows
     order = [asked.index(row) for row in range(len(prompts))]
     return joined(parts, order, int(cast.backbone.tokenizer.pad_token_id))
+
+
+def _by_expert(cast: Cast, domain: str, prompts: Sequence[str], max_new_tokens: int) -> Rollout:
+    domains = [domain] * len(prompts)
+    if domain in cast.remote:
+        said = cast.remote[domain].answer(tokenize(cast.backbone.tokenizer, prompts)["input_ids"], max_new_tokens)
+        texts, ended = [one.text for one in said], [one.ended for one in said]
+        return written(cast.backbone, prompts, texts, domains, max_new_tokens, ended)
+    teacher = cast.teacher(domain)
+    return generate(cast.models[teacher.model], teacher.adapter, prompts, domains, max_new_tokens)

@@ -134,9 +134,15 @@ def top_k(logits: Tensor, log_q: Tensor, ids: Tensor, k: int) -> Tensor:
 
     By the log-sum inequality a lower bound of `reverse_kl`, equal to it for k = V. Arguments as there; returns (N,).
     """
+    return reverse_kl(logits, coarse(logits, log_q, k), ids)
+
+
+@torch.no_grad()
+def coarse(logits: Tensor, log_q: Tensor, k: int) -> Tensor:
+    """The target as if no more were known of it than its k likeliest tokens; see `spread_tail`, whose arguments these are."""
     top = log_q.topk(min(k, log_q.shape[-1] - 1), dim=-1)
     log_tail = log_q.scatter(-1, top.indices, float("-inf")).logsumexp(-1)  # (N,)
-    return reverse_kl(logits, spread_tail(logits, top.indices, top.values, log_tail), ids)
+    return spread_tail(logits, top.indices, top.values, log_tail)
 
 
 @torch.no_grad()

@@ -8,16 +8,24 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gopd_merge.distill.remote_answer import Answer, NoLogProbs, OtherVocabulary, Unusable, Vocabulary, read_answer
+from gopd_merge.distill.remote_answer import (
+    Answer,
+    NoLogProbs,
+    OtherVocabulary,
+    Unusable,
+    Vocabulary,
+    Written,
+    read_answer,
+    read_written,
+)
 from gopd_merge.errors import GopdError, InputError
-from gopd_merge.server import KEY, Failed, Server, api_key, split_location
+from gopd_merge.server import KEY, Failed, Item, Result, Server, api_key, in_threads, split_location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,14 +34,16 @@ TOP_K = 20  # what vLLM allows unless it was started with another --max-logprobs
 WORKERS = 8  # requests at once; the server makes one batch of them
 TIMEOUT, PATIENCE = 120.0, 600.0  # seconds: of one silence, and of a server that is down in the middle of a run
 CHECK_PATIENCE = 30.0  # seconds in the check before a run, for which a server may be busy but not down
+UNKNOWN = re.compile("unrecognized|unknown|unexpected|unsupported|extra inputs|not permitted|additional propert", re.IGNORECASE)
 MOST = re.compile(r"max(?:imum)? allowed: (\d+)")  # "Requested prompt logprobs of 50, which is greater than max allowed: 20"
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class TeacherError(GopdError):
     """A remote teacher that stopped answering, or answers what cannot be right, in the middle of a run."""
+
+
+class _CannotScore(InputError):
+    """A server that returns no log-probs of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class RemoteScores:
 
 
 class RemoteTeacher:
-    """One model on a server: `check()` it before a run, then `score()` responses."""
+    """One model on a server: `check()` it before a run, then `score()` responses; or `check_answers()`, then let it `answer()`."""
 
     def __init__(
         self,
@@ -58,6 +68,7 @@ class RemoteTeacher:
         timeout: float = TIMEOUT,
         patience: float = PATIENCE,
         note: Callable[[str], None] = lambda text: None,
+        waiting: Callable[[], None] = lambda: None,
     ) -> None:
         """Nothing is sent yet. Raises InputError for a location that is none.
 
@@ -69,15 +80,17 @@ class RemoteTeacher:
                 the server allows.
             workers: requests at once.
             timeout: seconds that the server may be silent within one request.
-            patience: seconds for which `score` tries again before it gives up.
-            note: told, once in each `score`, that the server does not answer, from any thread; and that it does again.
+            patience: seconds for which `score` and `answer` try again before they give up.
+            note: told, once in each of them, that the server does not answer, from any thread; and that it does again.
+            waiting: called before the first of these notes, from any thread: what is held in memory alone can be saved.
         """
         url, self.model = split_location(location)
         self.location = location
         self.k = min(k, vocabulary_size - 1)
         self._vocabulary = Vocabulary(tokenizer, vocabulary_size)
-        self._workers, self._patience, self._note = workers, patience, note
+        self._workers, self._patience, self._note, self._waiting = workers, patience, note, waiting
         self._lock, self._has_waited = threading.Lock(), False
+        self._plain = False  # whether the server takes no request with vLLM's own fields
         try:
             self._server = Server(url, timeout, api_key())
         except Failed as failure:
@@ -92,18 +105,35 @@ class RemoteTeacher:
         Raises:
             InputError: with what is missing and what to do.
         """
+        self._check_read(self._check_served(longest + 1))  # one more is generated
+
+    def check_answers(self, longest: int = 0) -> None:
+        """Whether it can be learnt from: it is there, serves the model, and writes after a prompt in our token ids.
+
+        Its vocabulary is compared if it returns log-probs of prompts; `note` is told where that cannot be done.
+        Arguments and errors as for `check`.
+        """
         room = self._check_served(longest)
-        probe = self._vocabulary.probe()
-        probe = probe[-max(2, min(len(probe), (room or len(probe) + 1) - 1)) :]
         try:
-            reply = self._probe(probe)
-            read_answer(reply, probe, 1, self.k, self._vocabulary)
-        except NoLogProbs as problem:
-            raise self._no_log_probs(str(problem)) from None
-        except OtherVocabulary as problem:
-            raise self._other_vocabulary(str(problem)) from None
-        except Unusable as problem:
-            raise InputError(f"{self.location}: {problem}; serve the model with vLLM") from None
+            self._check_read(room)
+        except _CannotScore:
+            self._note(
+                f"{self.location}: returns no log-probs of a prompt, so whether it reads tokens as this run's base cannot be compared"
+            )
+        probe = self._probe_ids(room)[:8]
+        while True:
+            try:
+                read_written(self._server.post("completions", self._answer_request(probe, 1, 0), CHECK_PATIENCE), probe)
+                return
+            except Failed as failure:
+                if failure.status in (400, 422) and not self._plain and UNKNOWN.search(str(failure)):
+                    self._plain = True  # an API without these fields has no cuts to turn off by them
+                    continue
+                if failure.status in (401, 403):
+                    raise self._no_key(failure) from None
+                raise InputError(f"{self.location}: writes nothing after a prompt ({failure}); see the server's log") from None
+            except Unusable as problem:
+                raise InputError(f"{self.location}: {problem}; serve the model with vLLM") from None
 
     def score(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> RemoteScores:
         """What the teacher says of the tokens `sequence[start:]` of each sequence.
@@ -117,10 +147,7 @@ class RemoteTeacher:
         """
         if not all(0 < start <= len(sequence) for sequence, start in zip(sequences, starts, strict=True)):
             raise ValueError("a response begins outside of its sequence")
-        self._has_waited = False
-        answers = _in_threads(self._workers, self._score_one, list(zip(sequences, starts, strict=True)))
-        if self._has_waited:
-            self._note(f"{self.location} answers again")
+        answers = self._all(self._score_one, list(zip(sequences, starts, strict=True)))
         top_ids = [row for answer in answers for row in answer.top_ids]
         top_log_probs = [row for answer in answers for row in answer.top_log_probs]
         return RemoteScores(
@@ -129,22 +156,52 @@ class RemoteTeacher:
             top_log_probs=torch.tensor(top_log_probs, dtype=torch.float32).reshape(len(top_ids), self.k),
         )
 
+    def answer(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Written]:
+        """What the teacher writes after each prompt, at temperature 1 and without any cut, up to its end token.
+
+        The requests' seeds are drawn from torch's global generator, so a server that heeds them repeats itself with the run.
+
+        Args:
+            prompts: token ids, without padding.
+            max_new_tokens: the length at which a response is cut.
+
+        Raises:
+            TeacherError: as `score`.
+        """
+        seeds = torch.randint(2**31, (len(prompts),)).tolist()
+        requests = [self._answer_request(list(ids), max_new_tokens, seed) for ids, seed in zip(prompts, seeds, strict=True)]
+        return self._all(self._answer_one, requests)
+
     def close(self) -> None:
         """Close the connections to the server."""
         self._server.close()
+
+    def _all(self, task: Callable[[Item, threading.Event], Result], items: Sequence[Item]) -> list[Result]:
+        """Each item's result, several at once. Says so if the server had to be waited for."""
+        self._has_waited = False
+        found = in_threads(self._workers, task, items)
+        if self._has_waited:
+            self._note(f"{self.location} answers again")
+        return found
 
     def _score_one(self, part: tuple[Sequence[int], int], stop: threading.Event) -> Answer:
         ids, start = list(part[0]), part[1]
         if start == len(ids):
             return Answer([], [], [])
+        return self._ask(self._request(ids), lambda reply: read_answer(reply, ids, start, self.k, self._vocabulary), stop)
+
+    def _answer_one(self, request: dict[str, Any], stop: threading.Event) -> Written:
+        return self._ask(request, lambda reply: read_written(reply, request["prompt"]), stop)
+
+    def _ask(self, request: dict[str, Any], read: Callable[[Any], Result], stop: threading.Event) -> Result:
+        """What `read` makes of the server's reply, in the middle of a run. Raises TeacherError."""
         try:
-            reply = self._server.post("completions", self._request(ids), self._patience, self._waits, stop)
-            return read_answer(reply, ids, start, self.k, self._vocabulary)
+            return read(self._server.post("completions", request, self._patience, self._waits, stop))
         except Failed as failure:
             if failure.again:
                 raise TeacherError(
-                    f"{self.location}: the server has not answered for {self._patience:g} s ({failure}), and what was trained so far is "
-                    "saved; start the server, then give the command again"
+                    f"{self.location}: the server has not answered for {self._patience:g} s ({failure}); start it, then give the command "
+                    "again, with a longer --remote-patience if it needs one"
                 ) from None
             raise TeacherError(f"{self.location}: the server refuses a request ({failure}); see the server's log") from None
         except OtherVocabulary as problem:
@@ -168,8 +225,31 @@ class RemoteTeacher:
             "cache_salt": uuid.uuid4().hex,
         }
 
+    def _answer_request(self, ids: list[int], max_new_tokens: int, seed: int) -> dict[str, Any]:
+        """Every cut and penalty is named and off: a server may have defaults of its own, from the model's generation_config.json."""
+        request = {"model": self.model, "prompt": ids, "max_tokens": max_new_tokens, "seed": seed, "temperature": 1.0, "top_p": 1.0}
+        request |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
+        return request if self._plain else request | {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+
+    def _check_read(self, room: int | None) -> None:
+        """Whether it returns log-probs of a prompt, in our vocabulary. Raises InputError; `_CannotScore` where it returns none."""
+        probe = self._probe_ids(room)
+        try:
+            reply = self._probe(probe)
+            read_answer(reply, probe, 1, self.k, self._vocabulary)
+        except NoLogProbs as problem:
+            raise self._no_log_probs(str(problem)) from None
+        except OtherVocabulary as problem:
+            raise self._other_vocabulary(str(problem)) from None
+        except Unusable as problem:
+            raise InputError(f"{self.location}: {problem}; serve the model with vLLM") from None
+
+    def _probe_ids(self, room: int | None) -> list[int]:
+        probe = self._vocabulary.probe()
+        return probe[-max(2, min(len(probe), (room or len(probe) + 1) - 1)) :]
+
     def _check_served(self, longest: int) -> int | None:
-        """The tokens that the model takes at once, if the server says so."""
+        """The tokens that the model takes at once, if the server says so. `longest`: that the run will send and let it generate."""
         try:
             served = self._server.models()
         except Failed as failure:
@@ -186,9 +266,9 @@ class RemoteTeacher:
         card = served[self.model]
         rooms = [one.get("max_model_len") for one in (card, served.get(str(card.get("parent")), {}))]
         room = next((int(found) for found in rooms if isinstance(found, int) and found > 0), None)
-        if room is not None and longest >= room:
+        if room is not None and longest > room:
             raise InputError(
-                f"{self.location}: takes {room} tokens, where prompt and response have up to {longest} and one more is generated; "
+                f"{self.location}: takes {room} tokens at once, where this run has up to {longest}; "
                 "lower --max-new-tokens, or serve it with a larger --max-model-len"
             )
         return room
@@ -201,6 +281,7 @@ class RemoteTeacher:
             except Failed as failure:
                 most = MOST.search(str(failure))
                 if most and 0 < int(most[1]) < self.k:
+                    self._note(f"{self.location} tells {most[1]} tokens at a position, not {self.k}")
                     self.k = int(most[1])
                     continue
                 if failure.status in (401, 403):
@@ -214,8 +295,8 @@ class RemoteTeacher:
     def _no_key(self, failure: Failed) -> InputError:
         return InputError(f"{self.location}: the server does not let this run in ({failure}); set {KEY} to its key")
 
-    def _no_log_probs(self, problem: str) -> InputError:
-        return InputError(
+    def _no_log_probs(self, problem: str) -> "_CannotScore":
+        return _CannotScore(
             f"{self.location}: does not return the log-probs of a prompt ({problem}), without which it cannot score what a student says; "
             "serve the model with vLLM, or learn from its samples with --method seqkd"
         )
@@ -228,35 +309,6 @@ class RemoteTeacher:
     def _waits(self, failure: Failed) -> None:
         with self._lock:
             if not self._has_waited:
+                self._waiting()
                 self._note(f"{self.location} does not answer ({failure}); trying again for {self._patience:g} s")
             self._has_waited = True
-
-
-def _in_threads(count: int, task: Callable[[Item, threading.Event], Result], items: Sequence[Item]) -> list[Result]:
-    """The task's result for each item, in their order. The first error is raised at once, and ends what the others wait for.
-
-    So does an interrupt. A request that is under way is then left to its own time-out.
-    """
-    stop = threading.Event()
-    errors: list[BaseException] = []
-
-    def run(item: Item) -> Result:
-        if stop.is_set():
-            raise CancelledError
-        try:
-            return task(item, stop)
-        except BaseException as error:
-            errors.append(error)
-            stop.set()
-            raise
-
-    pool = ThreadPoolExecutor(count, thread_name_prefix="remote")
-    try:
-        futures = [pool.submit(run, item) for item in items]
-        wait(futures, return_when=FIRST_EXCEPTION)
-        if errors:
-            raise errors[0]
-        return [future.result() for future in futures]
-    finally:
-        stop.set()
-        pool.shutdown(wait=False, cancel_futures=True)

@@ -38,6 +38,14 @@ class Answer:
     top_log_probs: list[list[float]]  # n times k
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a teacher wrote after one prompt."""
+
+    text: str
+    ended: bool  # by its end token, not by the limit
+
+
 class Vocabulary:
     """The ids that the model has, and how its tokenizer spells them."""
 
@@ -98,6 +106,20 @@ def read_answer(reply: Any, ids: Sequence[int], start: int, k: int, vocabulary: 
         answer.top_ids.append([token_id for token_id, _ in top])
         answer.top_log_probs.append([value for _, value in top])
     return answer
+
+
+def read_written(reply: Any, ids: Sequence[int]) -> Written:
+    """The text in a server's reply to the prompt `ids`. Raises Unusable."""
+    try:
+        choice = reply["choices"][0]
+        text, reason, read = choice["text"], choice.get("finish_reason"), (reply.get("usage") or {}).get("prompt_tokens")
+    except (LookupError, TypeError, AttributeError):
+        raise Unusable("answers without choices") from None
+    if not isinstance(text, str) or reason not in ("stop", "length"):
+        raise Unusable(f"answers with {type(text).__name__} that ended by {reason!r} where a text was asked for")
+    if read is not None and read != len(ids):
+        raise OtherVocabulary(f"reads {read} tokens where {len(ids)} were sent")
+    return Written(text, reason == "stop")
 
 
 def _read_position(entry: Any, sent: int, k: int, vocabulary: Vocabulary) -> tuple[float, list[tuple[int, float]]]:

@@ -159,11 +159,24 @@ def rollout_of(backbone: Backbone, ids: Tensor, prompt_mask: Tensor, domains: Se
     )
 
 
-def written(backbone: Backbone, prompts: Sequence[str], responses: Sequence[str], domains: Sequence[str], max_new_tokens: int) -> Rollout:
-    """Given responses as a rollout: each is tokenised apart from its prompt, ended, and cut at the limit."""
+def written(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    domains: Sequence[str],
+    max_new_tokens: int,
+    ended: Sequence[bool] | None = None,
+) -> Rollout:
+    """Given responses as a rollout: each is tokenised apart from its prompt, ended, and cut at the limit.
+
+    `ended` says which responses are whole; by default all. One that was cut gets no end token, unless nothing else is in it.
+    """
     ids, mask = encode(backbone, prompts)  # (B, P)
     tokenizer = backbone.tokenizer
-    rows = [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in responses]
+    whole = ended if ended is not None else [True] * len(responses)
+    rows = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in responses]
+    cut = [bool(row) and not is_whole for row, is_whole in zip(rows, whole, strict=True)]
+    rows = [row if is_cut else [*row, tokenizer.eos_token_id] for row, is_cut in zip(rows, cut, strict=True)]
     width = min(max(map(len, rows)), max_new_tokens)
     response = torch.full((len(rows), width), int(tokenizer.pad_token_id), device=ids.device)  # (B, T)
     for index, row in enumerate(rows):
@@ -174,7 +187,7 @@ def written(backbone: Backbone, prompts: Sequence[str], responses: Sequence[str]
         ids=torch.cat([ids, response], dim=1),
         attention_mask=torch.cat([mask, response_mask.long()], dim=1),
         response_mask=response_mask,
-        capped=torch.tensor([len(row) > width for row in rows], device=ids.device),
+        capped=torch.tensor([is_cut or len(row) > width for row, is_cut in zip(rows, cut, strict=True)], device=ids.device),
         domains=tuple(domains),
     )
 

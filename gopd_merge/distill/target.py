@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gopd_merge.distill.backbone import REFERENCE, Backbone
 from gopd_merge.distill.cast import REMOTE, Cast, Role
-from gopd_merge.distill.objective import Aim, spread_tail
+from gopd_merge.distill.objective import Aim, coarse, spread_tail
 from gopd_merge.distill.remote_target import top_k_target
 from gopd_merge.distill.rollout import Rollout
 from gopd_merge.distill.tilt import PLAIN, Rule
@@ -73,8 +73,11 @@ class Target:
     alpha: Tensor  # (N,) the λ that was used, the mean over teachers
     clipped: Tensor  # (S,) 1 where the bound cut log π_T/π_r of the sampled token, else 0; NaN without a bound
 
-    def log_probs(self, cast: Cast, rows: Tensor, student_logits: Tensor) -> Tensor:
-        """(n, V) log q of the tokens `rows` (n,), float32. What a remote teacher did not tell is filled in from the student's logits."""
+    def log_probs(self, cast: Cast, rows: Tensor, student_logits: Tensor, top_k: int = 0) -> Tensor:
+        """(n, V) log q of the tokens `rows` (n,), float32. What a remote teacher did not tell is filled in from the student's logits.
+
+        With `top_k` teachers that are here tell no more than so many tokens either.
+        """
         log_q = torch.full_like(student_logits, float("nan"))
         if self.mixed:
             parts = [cast.logits(Role(REFERENCE, model), mixed[rows]) for model, mixed in self.mixed.items()]
@@ -83,6 +86,8 @@ class Target:
             here, there = _where(part.tokens, rows)
             if len(here):
                 log_q[here] = part.logits(cast, there).log_softmax(-1)
+        if top_k:
+            log_q = coarse(student_logits, log_q, top_k)
         for known in self.known:
             here, there = _where(known.tokens, rows)
             if not len(here):

@@ -11,7 +11,7 @@ from gopd_merge.config import BASE
 from gopd_merge.distill.backbone import STUDENT
 from gopd_merge.distill.cast import Cast
 from gopd_merge.distill.fused import TokenStatistics, backward_in_chunks, backward_through_hidden
-from gopd_merge.distill.objective import HIDDEN, estimator_of
+from gopd_merge.distill.objective import HIDDEN, estimator_of, reverse_kl
 from gopd_merge.distill.rollout import Rollout
 from gopd_merge.distill.target import Target
 from gopd_merge.errors import GopdError
@@ -34,7 +34,9 @@ def accumulate_gradient(
     With `rows` only these rows' part of it, of a step of the same number of tokens.
     """
     rows = rows or range(len(rollout.domains))
-    loss = estimator_of(estimator, top_k)
+    # A server tells k + 1 buckets: other k tokens of that target would mix them up. The loss is then made of the target as it is.
+    in_buckets = estimator == "topk" and bool(target.known)
+    loss = reverse_kl if in_buckets else estimator_of(estimator, top_k)
     num_tokens = rollout.num_tokens
     statistics = []
     first = int(rollout.response_mask[: rows.start].sum())  # the micro-batch's first token among those of the rollout
@@ -44,7 +46,7 @@ def accumulate_gradient(
         tokens = torch.arange(first, first + len(hidden), device=hidden.device)
 
         def log_q(rows: slice | Tensor, logits: Tensor, tokens: Tensor = tokens) -> Tensor:
-            return target.log_probs(cast, tokens[rows], logits)
+            return target.log_probs(cast, tokens[rows], logits, top_k if in_buckets else 0)
 
         ids, head = part.response_ids(), cast.student_logits
         if estimator == HIDDEN:

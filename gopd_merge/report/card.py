@@ -14,7 +14,7 @@ def card_text(manifest: Mapping[str, Any], measured: str | None) -> str:
     config, base = manifest["config"], manifest["base"]
     header = ["---", *([f"base_model: {base['name']}", "base_model_relation: adapter"] if base["commit"] else [])]
     header += ["library_name: peft", "pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in TAGS), "---"]
-    experts = ", ".join(f"{domain} (rank {e['rank']}, sha256 {e['sha256'][:12]}…)" for domain, e in manifest["inputs"].items())
+    experts = ", ".join(f"{domain} ({_expert(e)})" for domain, e in manifest["inputs"].items())
     alpha = config["alpha"]
     shown = ", ".join(f"{d} {a:g}" for d, a in alpha.items()) if isinstance(alpha, Mapping) else f"{alpha:g}"
     body = f"""
@@ -35,3 +35,7 @@ Load the base at the precision above: the adapter was trained beside it. Do not 
 """
     section = f"\n## Measured\n\n{measured}" if measured else ""
     return "\n".join(header) + "\n" + body + section + "\n`merge.json` holds every option, input hash and version.\n"
+
+
+def _expert(e: Mapping[str, Any]) -> str:
+    return f"rank {e['rank']}, sha256 {e['sha256'][:12]}…" if e["sha256"] else f"{e['name'].partition('#')[2]}, behind a server"

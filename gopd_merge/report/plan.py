@@ -23,14 +23,7 @@ def plan_text(document: Mapping[str, Any]) -> str:
     """Inputs, work, memory by part, time."""
     base, work, memory = document["base"], document["work"], document["memory"]
     precision = "4-bit NF4" if base["quantization"] == "nf4" else "full precision"
-    rows = [
-        [
-            "experts" if number == 0 else "",
-            f"{domain}, rank {e['rank']}, {','.join(t.removesuffix('_proj') for t in e['targets'])}, sha256 {e['sha256'][:8]}"
-            + (f", commit {e['commit'][:8]}" if e["commit"] else ""),
-        ]
-        for number, (domain, e) in enumerate(document["experts"].items())
-    ]
+    rows = [["experts" if number == 0 else "", _expert(*one)] for number, one in enumerate(document["experts"].items())]
     rows.append(["base", f"{base['name']}, {base['parameters'] / 1e6:,.1f} M parameters, {precision}"])
     rows.append(["student", f"fresh LoRA, rank {document['student']['rank']}"])
     for number, d in enumerate(work["domains"]):
@@ -42,6 +35,13 @@ def plan_text(document: Mapping[str, Any]) -> str:
     blocks = [columns(rows), memory_text(memory), _verdict(document)]
     blocks += [f"warning  {text}" for text in document["warnings"]]
     return "\n\n".join([*blocks, _time(document["seconds"])])
+
+
+def _expert(domain: str, e: Mapping[str, Any]) -> str:
+    if e["sha256"] is None:
+        return f"{domain}, behind {e['name']}"
+    commit = f", commit {e['commit'][:8]}" if e["commit"] else ""
+    return f"{domain}, rank {e['rank']}, {','.join(t.removesuffix('_proj') for t in e['targets'])}, sha256 {e['sha256'][:8]}{commit}"
 
 
 def memory_text(memory: Mapping[str, Any]) -> str:

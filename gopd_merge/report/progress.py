@@ -51,16 +51,11 @@ class Progress(Silent):
 
     def started(self, config: Any, inputs: Any) -> None:
         rows = [
-            [
-                "experts" if i == 0 else "",
-                e.domain,
-                f"rank {e.rank}",
-                ",".join(t.removesuffix("_proj") for t in e.targets),
-                f"sha256 {e.sha256[:8]}",
-            ]
-            for i, e in enumerate(inputs.experts)
+            [e.domain, f"rank {e.rank}", ",".join(t.removesuffix("_proj") for t in e.targets), f"sha256 {e.sha256[:8]}"]
+            for e in inputs.experts
         ]
-        self._print(columns(rows))
+        rows += [[domain, location, "", ""] for domain, location in inputs.remote.items()]
+        self._print(columns([["experts" if i == 0 else "", *row] for i, row in enumerate(rows)]))
         precision = "NF4" if config.quantize == "nf4" else "full precision"
         if inputs.teacher_base:
             self._print(f"teachers {inputs.teacher_base.name}, {precision}, with the experts; student on {inputs.base.name}")

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import random
+import re
 import threading
 import time
 from pathlib import Path
@@ -13,9 +14,10 @@ from transformers import AutoTokenizer
 
 from gopd_merge import server as server_module
 from gopd_merge.distill import remote as remote_module
+from gopd_merge.distill import remote_answer
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, expert
 from gopd_merge.distill.remote import RemoteTeacher, TeacherError
-from gopd_merge.distill.rollout import generate
+from gopd_merge.distill.rollout import generate, tokenize, written
 from gopd_merge.errors import InputError
 
 spec = importlib.util.spec_from_file_location("remote_server", Path(__file__).parent.with_name("remote_server.py"))
@@ -119,6 +121,77 @@ def test_a_request_is_what_vllm_takes(teach, server, sequences):
         teacher.score([[5, 6]], [0])
 
 
+def test_it_writes_what_the_expert_here_would_write(teach, float_backbone, questions):
+    """Its own texts are likelier to the expert here than to the base, and the run's seed repeats them."""
+    teacher = teach()
+    teacher.check_answers(longest=512)
+    prompts = tokenize(float_backbone.tokenizer, questions[0])["input_ids"]
+    torch.manual_seed(1)
+    first, second = teacher.answer(prompts, 60), teacher.answer(prompts, 60)
+    torch.manual_seed(1)
+    assert teacher.answer(prompts, 60) == first != second
+    assert {one.ended for one in first} == {True}
+    cut = teacher.answer(prompts, 3)
+    assert {one.ended for one in cut} == {False}
+    rollout = written(float_backbone, questions[0], [one.text for one in first], questions[1], 60, [one.ended for one in first])
+    assert not rollout.capped.any()
+    own = {}
+    for role in (expert("math"), REFERENCE):
+        log_probs = local_log_probs(float_backbone, rollout, role)
+        own[role] = float(log_probs.gather(1, rollout.response_ids()[:, None]).mean())
+    assert own[expert("math")] > own[REFERENCE]
+
+
+def test_a_servers_own_cuts_are_turned_off(teach, server, questions, float_backbone):
+    """The server would answer greedily where a request leaves it the choice."""
+    (prompt, *_) = tokenize(float_backbone.tokenizer, questions[0])["input_ids"]
+    assert server.defaults["top_k"] == 1
+    assert len({one.text for one in teach().answer([prompt] * 8, 12)}) > 1
+    request = server.requests[-1]
+    assert {name: request[name] for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")} == {
+        "temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
+    }  # fmt: skip
+    greedy = teach()
+    greedy._plain = True  # the control: without vLLM's own fields those defaults hold
+    assert len({one.text for one in greedy.answer([prompt] * 8, 12)}) == 1
+
+
+@pytest.mark.parametrize("kind", ["ignored", "refused", "standard"])
+def test_an_api_without_log_probs_can_be_learnt_from(teach, server, kind):
+    server.log_probs, server.standard = ("refused", True) if kind == "standard" else (kind, False)
+    noted = []
+    teacher = teach(note=noted.append)
+    teacher.check_answers()
+    (note,) = noted
+    assert note.endswith("returns no log-probs of a prompt, so whether it reads tokens as this run's base cannot be compared")
+    assert [type(one.text) for one in teacher.answer([[5, 6, 7]], 4)] == [str]
+    assert ("top_k" in server.requests[-1]) == (kind != "standard")
+
+
+def test_what_cannot_be_learnt_from_is_refused(teach, server):
+    assert "it serves base, math, code, not poems" in refusal(teach("poems").check_answers)
+    assert "takes 512 tokens" in refusal(lambda: teach().check_answers(longest=513))
+    teach().check_answers(longest=512)
+    server.vocabulary = shifted(1)  # a server with log-probs shows it
+    assert "answers with another model's vocabulary" in refusal(teach().check_answers)
+
+
+@pytest.mark.parametrize(
+    ("reply", "problem"),
+    [
+        ({}, "answers without choices"),
+        ({"choices": [{"text": None, "finish_reason": "stop"}]}, "answers with NoneType that ended by 'stop'"),
+        ({"choices": [{"text": "a", "finish_reason": "content_filter"}]}, "answers with str that ended by 'content_filter'"),
+        ({"choices": [{"text": "a", "finish_reason": "stop"}], "usage": {"prompt_tokens": 9}}, "reads 9 tokens where 2 were sent"),
+    ],
+)
+def test_a_text_that_cannot_be_right_is_never_learnt(reply, problem):
+    with pytest.raises(remote_answer.Unusable, match=re.escape(problem)):
+        remote_answer.read_written(reply, [5, 6])
+    good = {"choices": [{"text": "a", "finish_reason": "stop"}], "usage": {"prompt_tokens": 2}}
+    assert remote_answer.read_written(good, [5, 6]) == remote_answer.Written("a", True)
+
+
 def test_requests_are_under_way_together_and_their_order_changes_nothing(teach, server, sequences):
     rows, starts = sequences
     server.stall = 0.1
@@ -156,9 +229,11 @@ def test_an_api_without_log_probs_of_prompts_is_sent_to_seqkd(teach, server, kin
 
 def test_k_is_what_the_server_allows(teach, server, sequences):
     server.max_logprobs = 4
-    teacher = teach(k=50)
+    noted = []
+    teacher = teach(k=50, note=noted.append)
     teacher.check()
     assert teacher.k == 4
+    assert noted == [f"{server.url}#math tells 4 tokens at a position, not 50"]
     assert teacher.score(*sequences).top_ids.shape[1] == 4
     server.max_logprobs = 0
     assert "max allowed: 0" in refusal(teach().check)
@@ -167,7 +242,7 @@ def test_k_is_what_the_server_allows(teach, server, sequences):
 def test_a_server_that_takes_fewer_tokens_than_the_run_has_is_refused(teach):
     teach().check(longest=511)
     line = refusal(lambda: teach().check(longest=512))
-    assert "takes 512 tokens" in line
+    assert "takes 512 tokens at once, where this run has up to 513" in line
     assert line.endswith("lower --max-new-tokens, or serve it with a larger --max-model-len")
 
 
@@ -339,7 +414,7 @@ def test_a_server_that_stays_away_ends_the_run_with_one_line(teach, server, sequ
         teacher.score(*sequences)
     (line,) = failed.value.lines
     assert line.startswith(f"{server.url}#math: the server has not answered for 0.3 s (")
-    assert line.endswith("and what was trained so far is saved; start the server, then give the command again")
+    assert line.endswith("; start it, then give the command again, with a longer --remote-patience if it needs one")
     assert failed.value.exit_code == 1
     assert not isinstance(failed.value, InputError)
 
