@@ -1,7 +1,7 @@
 """Who plays which role in a merge: the config's words for teachers, references and start become loaded models and aims."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from gopd_merge.config import BASE, TEACHER_BASE, MergeConfig
 from gopd_merge.distill.answering import LEARNT_BY_HEART
@@ -27,24 +27,20 @@ def assembled(backbone: Backbone, config: MergeConfig, inputs: Inputs, note: Cal
     that cannot be had, GopdError for a server that does not answer.
     """
     models = {BASE: backbone} | {name: _load(base, experts, config) for name, (base, experts) in inputs.other_models.items()}
-    adapters = [one for one in inputs.references.values() if isinstance(one, Expert)]
     home = models[TEACHER_BASE if inputs.teacher_base else BASE]
-    for one in adapters:
-        home.load_adapter(one.path, one.domain)
-    warm = config.start != "none"
-    if warm:
-        backbone.start_student(_starting_point(config, inputs, note))
-    try:
+    with ExitStack() as added:
+        for one in inputs.references.values():
+            if isinstance(one, Expert):
+                home.add_reference(one)
+                added.callback(home.remove, one.domain)
+        if config.start != "none":
+            backbone.start_student(_starting_point(config, inputs, note))
+            added.callback(backbone.remove, START)
         cast = Cast(models, aims_of(config, inputs), _remote_teachers(config, inputs, backbone, note))
         _check(cast, config)
         if "teacher" in (config.reference, config.kl_reference) and config.kl_reference in (None, "teacher"):
             note("the teacher is its own reference: α cancels, this is plain OPD")
         yield cast
-    finally:
-        for one in adapters:
-            home.remove(one.domain)
-        if warm:
-            backbone.remove(START)
 
 
 def aims_of(config: MergeConfig, inputs: Inputs) -> dict[str, Aim]:
