@@ -123,5 +123,9 @@ def _remote_teachers(config: MergeConfig, inputs: Inputs, backbone: Backbone, no
 
 def _check(cast: Cast, config: MergeConfig) -> None:
     """Raises InputError for what only the loaded models can tell."""
-    if config.estimator == HIDDEN and not all(cast.can_mix(aim) for aim in cast.aims.values()):
+    if config.estimator != HIDDEN:
+        return
+    if any(role.model != BASE for aim in cast.aims.values() for role in aim.roles):  # type: ignore[attr-defined] # roles are of our kind
+        raise InputError("--estimator hidden needs roles on one base; leave out the reference that is a model, or use --estimator full")
+    if not all(cast.can_mix(aim) for aim in cast.aims.values()):
         raise InputError("--estimator hidden needs roles that share one output head; an expert here has its own: use --estimator full")

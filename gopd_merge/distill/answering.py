@@ -30,7 +30,7 @@ def respond(
     """One response to each prompt, by whom the method says. `responses` are those that the data hold, for sft."""
     by = ANSWERED_BY[method]
     if by == "student":
-        return generate(cast.backbone, STUDENT, prompts, domains, max_new_tokens)
+        return generate(cast.backbone, STUDENT, prompts, domains, max_new_tokens, vocabulary=cast.vocabulary)
     if by == "data":
         given = [text for text in responses if text is not None]  # all: `plan` has checked it
         return written(cast.backbone, prompts, given, domains, max_new_tokens)
@@ -43,8 +43,8 @@ def _by_experts(cast: Cast, prompts: Sequence[str], domains: Sequence[str], max_
     for domain in sorted(set(domains)):
         rows = [row for row, other in enumerate(domains) if other == domain]
         teacher = cast.teacher(domain)
-        texts = [prompts[row] for row in rows]
-        parts.append(generate(cast.models[teacher.model], teacher.adapter, texts, [domain] * len(rows), max_new_tokens))
+        model, texts, labels = cast.models[teacher.model], [prompts[row] for row in rows], [domain] * len(rows)
+        parts.append(generate(model, teacher.adapter, texts, labels, max_new_tokens, vocabulary=cast.vocabulary))
         asked += rows
     order = [asked.index(row) for row in range(len(prompts))]
     return joined(parts, order, int(cast.backbone.tokenizer.pad_token_id))

@@ -220,11 +220,11 @@ def test_a_target_is_one_projection_a_model(options, heads, playing, places, rol
 def test_an_expert_with_a_head_of_its_own_teaches_from_a_larger_base(
     playing, places, rollout, take_step, step_apart, model_apart, log_probs_apart
 ):
-    """Its adapter is the only one there, so it is on while nobody says otherwise."""
-    experts = {"experts": {"math": "headed", "code": "big-code"}}
+    """It is the first adapter there, so it is on while nobody says otherwise: without a student there is none to be on instead."""
+    experts = {"experts": {"math": "big-math", "code": "headed"}}
     with playing(**on("big") | experts) as cast:
         found = take_step(cast, rollout, Scale(ALPHAS))
-        teachers = {"math": "big+headed", "code": "big+big-code"}
+        teachers = {"math": "big+big-math", "code": "big+headed"}
         log_q = expected_log_q(rollout, model_apart, log_probs_apart, "big", [(1.0, teachers, "big")])
         assert_same_step(found, step_apart(cast.backbone, places["base"], rollout, log_q))
         assert found[2].apart
