@@ -26,16 +26,16 @@ def assembled(backbone: Backbone, config: MergeConfig, inputs: Inputs, note: Cal
     A student that does not begin at the base is put at its start. `note` is told what the user should know. Raises InputError for roles
     that cannot be had, GopdError for a server that does not answer.
     """
-    models = {BASE: backbone} | {name: _load(base, experts, config) for name, (base, experts) in inputs.other_models.items()}
-    home = models[TEACHER_BASE if inputs.teacher_base else BASE]
-    with ExitStack() as added:
+    with ExitStack() as stack:
+        models = {BASE: backbone} | {name: _load(base, experts, config) for name, (base, experts) in inputs.other_models.items()}
+        home = models[TEACHER_BASE if inputs.teacher_base else BASE]
         for one in inputs.references.values():
             if isinstance(one, Expert):
                 home.add_reference(one)
-                added.callback(home.remove, one.domain)
+                stack.callback(home.remove, one.domain)
         if config.start != "none":
             backbone.start_student(_starting_point(config, inputs, note))
-            added.callback(backbone.remove, START)
+            stack.callback(backbone.remove, START)
         cast = Cast(models, aims_of(config, inputs), _remote_teachers(config, inputs, backbone, note))
         _check(cast, config)
         if "teacher" in (config.reference, config.kl_reference) and config.kl_reference in (None, "teacher"):
@@ -125,7 +125,7 @@ def _check(cast: Cast, config: MergeConfig) -> None:
     """Raises InputError for what only the loaded models can tell."""
     if config.estimator != HIDDEN:
         return
-    if any(role.model != BASE for aim in cast.aims.values() for role in aim.roles):  # type: ignore[attr-defined] # roles are of our kind
-        raise InputError("--estimator hidden needs roles on one base; leave out the reference that is a model, or use --estimator full")
+    for other in cast.models.keys() - {BASE}:
+        raise InputError(f"{other}: is another model, but --estimator hidden needs roles on one base; use --estimator full")
     if not all(cast.can_mix(aim) for aim in cast.aims.values()):
         raise InputError("--estimator hidden needs roles that share one output head; an expert here has its own: use --estimator full")

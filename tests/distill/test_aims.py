@@ -246,7 +246,7 @@ def test_a_student_says_no_token_that_its_teacher_does_not_have(playing, questio
 
 def test_hidden_states_of_different_models_are_not_compared(playing):
     for options in ({"reference": "other"}, {"kl_reference": "other"}):
-        with pytest.raises(InputError, match="--estimator hidden needs roles on one base"), playing(estimator="hidden", **options):
+        with pytest.raises(InputError, match=r"other: is another model, but --estimator hidden"), playing(estimator="hidden", **options):
             pass
 
 
