@@ -35,7 +35,7 @@ def assembled(
         home = models[TEACHER_BASE if inputs.teacher_base else BASE]
         for one in inputs.references.values():
             if isinstance(one, Expert):
-                home.load_adapter(one.path, one.domain)
+                home.add_reference(one)
                 stack.callback(home.remove, one.domain)
         if config.start != "none":
             backbone.start_student(_starting_point(config, inputs, note))
@@ -144,7 +144,9 @@ def _remote_teachers(
 
 def _check(cast: Cast, config: MergeConfig) -> None:
     """Raises InputError for what only the loaded models can tell."""
-    if config.estimator == HIDDEN and not all(cast.can_mix(aim) for aim in cast.aims.values()):
-        raise InputError(
-            f"--estimator {config.estimator}: needs roles that share one output head, and an expert here has its own; use --estimator full"
-        )
+    if config.estimator != HIDDEN:
+        return
+    for other in cast.models.keys() - {BASE}:
+        raise InputError(f"{other}: is another model, but --estimator hidden needs roles on one base; use --estimator full")
+    if not all(cast.can_mix(aim) for aim in cast.aims.values()):
+        raise InputError("--estimator hidden: needs roles that share one output head, and an expert here has its own; use --estimator full")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 COPYING = ("opd", "seqkd", "sft")  # methods without a reward scale
+SCALED = ("reference", "kl_reference", "alpha_from", "adaptive", "bound", "deterministic")  # options of a target
 Rule = tuple[bool, str]  # whether it is broken, what to say then
 
 
@@ -27,6 +28,15 @@ def _of_method(config: "MergeConfig") -> Iterator[Rule]:
     )
     has_own_loss = method in ("seqkd", "sft") and config.estimator != "full"
     yield has_own_loss, f"--method {method} has a loss of its own; leave out --estimator {config.estimator}"
+    meaningless = next((name for name in SCALED if getattr(config, name) != type(config).model_fields[name].default), None)
+    yield (
+        method in ("seqkd", "sft") and meaningless is not None,
+        f"--method {method} has no target: leave out --{str(meaningless).replace('_', '-')}",
+    )
+    moved = method == "opd" and (config.alpha_from is not None or config.adaptive == "run")
+    yield moved, "--method opd keeps α at 1; leave out --alpha-from and --adaptive run"
+    off_policy = method == "rkl" and config.estimator == "sampled"
+    yield off_policy, "--method rkl learns on what the experts write, --estimator sampled on what the student writes; use full"
     says_who = config.rotate != "prompt" and method in ("alternate", "seqkd", "sft", "rkl")
     yield says_who, f"--method {method} says itself who teaches when; leave out --rotate {config.rotate}"
     too_few = method == "alternate" and config.steps < count

@@ -30,7 +30,7 @@ def respond(
     """One response to each prompt, by whom the method says. `responses` are those that the data hold, for sft."""
     by = ANSWERED_BY[method]
     if by == "student":
-        return generate(cast.backbone, STUDENT, prompts, domains, max_new_tokens)
+        return generate(cast.backbone, STUDENT, prompts, domains, max_new_tokens, vocabulary=cast.vocabulary)
     if by == "data":
         given = [text for text in responses if text is not None]  # all: `plan` has checked it
         return written(cast.backbone, prompts, given, domains, max_new_tokens)
@@ -55,4 +55,5 @@ def _by_expert(cast: Cast, domain: str, prompts: Sequence[str], max_new_tokens: 
         texts, ended = [one.text for one in said], [one.ended for one in said]
         return written(cast.backbone, prompts, texts, domains, max_new_tokens, ended)
     teacher = cast.teacher(domain)
-    return generate(cast.models[teacher.model], teacher.adapter, prompts, domains, max_new_tokens)
+    model = cast.models[teacher.model]
+    return generate(model, teacher.adapter, prompts, domains, max_new_tokens, vocabulary=cast.vocabulary)

@@ -57,7 +57,7 @@ class Backbone:
         names = [name for name, _ in model.named_modules()]
         for one in experts:
             check_patterns_on(one, names)  # some modules hold no tensor, so that intake cannot know them
-        self._can_mix = all(mixes(e) for e in experts)
+        self._alone = {expert(one.domain) for one in experts if not mixes(one)}  # roles that no other can share a batch with
         for one in experts:
             if as_shapes:
                 self._add(expert(one.domain), _fresh(one))
@@ -118,9 +118,16 @@ class Backbone:
         self._check_loaded(folder, role)
         self._freeze()
 
+    def add_reference(self, one: Expert) -> None:
+        """An adapter beside the experts, to measure rewards against; its role is its domain. Raises InputError as `load_adapter`."""
+        self.load_adapter(one.path, one.domain)
+        if not mixes(one):
+            self._alone.add(one.domain)
+
     def remove(self, role: str) -> None:
         """Delete a role's adapter."""
         self.peft.delete_adapter(role)
+        self._alone.discard(role)
         self._freeze()
 
     def student_parameters(self) -> list[torch.nn.Parameter]:
@@ -153,7 +160,7 @@ class Backbone:
         with torch.no_grad():
             if not isinstance(self.peft, PeftModel):
                 return self._forward(ids, attention_mask)
-            if self._can_mix:
+            if self.can_mix:
                 with self.mixed_batch(roles) as options:
                     return self._forward(ids, attention_mask, **options)
             parts = {}
@@ -169,7 +176,7 @@ class Backbone:
     @property
     def can_mix(self) -> bool:
         """Whether all roles can run in one batch, see `mixes`; else `hidden` runs them one after the other."""
-        return self._can_mix
+        return not self._alone
 
     @contextmanager
     def mixed_batch(self, roles: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -287,8 +294,9 @@ class Backbone:
         """Raises GopdError where the model does more to its logits than the head and a soft-cap."""
         ids = torch.arange(8, device=self.device).unsqueeze(0)  # (1, 8)
         mask = torch.ones_like(ids)
-        expected = self.peft(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
-        found = self.logits(self.hidden(STUDENT, ids, mask)[0])
+        with self.role(REFERENCE) as model:  # an expert's own head, if it is on, says nothing of the base's
+            expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
+        found = self.logits(self.hidden(REFERENCE, ids, mask)[0], REFERENCE)
         if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
             raise GopdError(
                 f"{type(self.model).__name__} changes its logits after the output head, which is not supported yet; use another base"

@@ -110,24 +110,29 @@ def generate(
     temperature: float = 1.0,
     form: Format = CHAT,
     stop: Sequence[str] = (),
+    vocabulary: int | None = None,
 ) -> Rollout:
     """Sample one response to each prompt as `role` (temperature 0 is greedy), from torch's global generator.
 
-    A response ends with a stop token, or with the token in which it has one of the texts `stop`.
+    A response ends with a stop token, or with the token in which it has one of the texts `stop`. With `vocabulary` only the first that
+    many tokens are drawn: what pads a head beyond them may mean nothing to another model.
     Every cut and penalty is off, whatever the base's own generation_config.json says: anything else would be another
     distribution than the one that is trained and measured.
     """
     ids, mask = encode(backbone, prompts, form)  # (B, P)
-    with backbone.role(role) as model, plain_generation(backbone, max_new_tokens, temperature, stop) as options:
+    with backbone.role(role) as model, plain_generation(backbone, max_new_tokens, temperature, stop, vocabulary) as options:
         out = model.generate(input_ids=ids, attention_mask=mask, **options)  # (B, P + T)
     return rollout_of(backbone, out, mask, domains, stop)
 
 
 @contextmanager
-def plain_generation(backbone: Backbone, max_new_tokens: int, temperature: float, stop: Sequence[str]) -> Iterator[dict[str, Any]]:
+def plain_generation(
+    backbone: Backbone, max_new_tokens: int, temperature: float, stop: Sequence[str], vocabulary: int | None = None
+) -> Iterator[dict[str, Any]]:
     """What to give Transformers' generate() so that no cut or penalty is left; the base's own settings are away while the block lasts."""
     base = backbone.model
     stored = base.generation_config
+    padding = list(range(vocabulary, backbone.vocabulary)) if vocabulary is not None else []
     plain = GenerationConfig(
         do_sample=temperature > 0,
         max_new_tokens=max_new_tokens,
@@ -135,6 +140,7 @@ def plain_generation(backbone: Backbone, max_new_tokens: int, temperature: float
         pad_token_id=backbone.tokenizer.pad_token_id,
         **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
         **({"stop_strings": list(stop)} if stop else {}),
+        **({"suppress_tokens": padding} if padding else {}),
     )
     base.generation_config = plain  # generate() fills what a given config leaves open from the model's own
     try:

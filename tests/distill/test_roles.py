@@ -61,7 +61,7 @@ def test_passes_by_role_give_what_the_mixed_batch_gives(float_backbone, monkeypa
     ids, mask = tokens(float_backbone)
     roles = [expert("math"), REFERENCE, expert("code"), expert("math"), REFERENCE]
     mixed = float_backbone.hidden(roles, ids, mask)
-    monkeypatch.setattr(float_backbone, "_can_mix", False)
+    monkeypatch.setattr(float_backbone, "_alone", {expert("math")})
     torch.testing.assert_close(float_backbone.hidden(roles, ids, mask)[mask.bool()], mixed[mask.bool()], rtol=1e-5, atol=1e-5)
 
 
