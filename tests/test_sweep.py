@@ -123,10 +123,8 @@ def test_the_better_half_goes_on_to_runs_of_its_own_that_are_longer(adapters, tm
     }
     assert (len(rates["rung-1"]), len(rates["rung-2"])) == (2, 4)
     assert found.scale["cost"] == {"steps": 4 * 2 + 2 * 4 + 8, "full_runs": 3.0}
-    assert (rates["rung-1"][0], rates["rung-2"][0]) == (
-        0.04 / 2,
-        0.02 / 3,
-    )  # a fresh rise each, of one and of two steps; higher where the run is shorter
+    # A fresh rise each, of one and of two steps, to a rate that is higher where the run is shorter.
+    assert (rates["rung-1"][0], rates["rung-2"][0]) == pytest.approx((0.04 / 2, 0.02 / 3))
 
 
 @pytest.mark.slow
