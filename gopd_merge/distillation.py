@@ -204,7 +204,7 @@ def train_student(
     Raises VerificationError.
     """
     learning_rate = config.learning_rate or default_learning_rate(backbone.hidden_size)
-    config = pin(config, inputs).model_copy(update={"learning_rate": learning_rate})
+    config = config.model_copy(update={"learning_rate": learning_rate})
 
     def save() -> None:
         backbone.save_student(folder, inputs.base.name, inputs.base.commit)
@@ -215,7 +215,7 @@ def train_student(
         finally:
             save()
     artefacts.verify_adapter(backbone, folder, [p.prompt for s in inputs.prompts for p in s.prompts[:4]])
-    return config, metrics, tokens
+    return pin(config, inputs), metrics, tokens
 
 
 def peak_memory(device: torch.device) -> int:
@@ -240,6 +240,7 @@ def manifest(config: MergeConfig, inputs: Inputs, metrics: Mapping[str, Any]) ->
             "quantization": config.quantize,
             "warnings": list(inputs.base.warnings),
         },
+        "teacher_base": {"name": inputs.teacher_base.name, "commit": inputs.teacher_base.commit} if inputs.teacher_base else None,
         "student": {"rank": inputs.lora_rank, "targets": list(inputs.targets)},
         "final_metrics": metrics,
     }

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from gopd_merge.config import MergeConfig
-from gopd_merge.distill.answering import LEARNT_BY_HEART
+from gopd_merge.distill.answering import ANSWERED_BY, LEARNT_BY_HEART
 from gopd_merge.distill.footprint import Footprint, Sizes
 from gopd_merge.distill.rollout import prompt_lengths
 from gopd_merge.errors import InputError, NotEstimatedError
@@ -141,6 +141,7 @@ class Forecast:
                 "quantization": config.quantize,
                 "parameters": self._footprint(config.quantize).parameters,
             },
+            "teacher_base": self._described_teacher_base(),
             "student": {"rank": inputs.lora_rank, "targets": list(inputs.targets)},
             "warnings": [*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings],
             "work": asdict(self.work) | {"batch_size": config.batch_size},
@@ -149,6 +150,12 @@ class Forecast:
             "way_out": self.way_out,
             "seconds": None,
         }
+
+    def _described_teacher_base(self) -> dict[str, Any] | None:
+        base = self.inputs.teacher_base
+        if base is None:
+            return None
+        return {"name": base.name, "commit": base.commit, "parameters": self._others(self.config.quantize)[0].parameters}
 
     def check(self) -> None:
         """Raises InputError, with the options that help, for a run that cannot fit."""
@@ -185,12 +192,14 @@ class Forecast:
             max_new_tokens=config.max_new_tokens,
         )
         apart, ratios = config.bound is not None, config.adaptive == "token" or config.deterministic is not None
-        phases = {"rollout": shape.rollout(sizes)}
+        answering = [shape, *self._others(config.quantize)] if ANSWERED_BY[config.method] == "experts" else [shape]
+        phases = {"rollout": max(one.rollout(sizes) for one in answering)}
         if config.method not in LEARNT_BY_HEART:
             phases["score"] = max(one.score(sizes, apart, ratios) for one in (shape, *self._others(config.quantize)))
         phases["update"] = shape.update(sizes, config.estimator, config.top_k, apart)
         if self.work.evaluated_answers:
-            answers = shape.rollout(replace(sizes, prompt_tokens=self.work.longest_test_prompt))
+            asked = replace(sizes, prompt_tokens=self.work.longest_test_prompt)
+            answers = max(one.rollout(asked) for one in (shape, *self._others(config.quantize)))
             phases["evaluate"] = answers + shape.experts + GRADERS  # the exact average is an adapter of the size of the experts
         if self.device == "cpu":  # the file is mapped while it is read
             phases["load"] = self.inputs.base.weight_bytes

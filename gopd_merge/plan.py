@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gopd_merge.config import REFERENCES, TEACHER_BASE, MergeConfig
 from gopd_merge.consistency import AUTO
@@ -152,9 +152,21 @@ def own_questions(experts: Sequence[Expert], config: MergeConfig) -> list[Benchm
 
 def pin(config: MergeConfig, inputs: Inputs) -> MergeConfig:
     """The config with the commits that were found for its Hub ids, so that it means the same tomorrow."""
-    experts = {e.domain: f"{e.name}@{e.commit}" if e.commit else config.experts[e.domain] for e in inputs.experts}
-    base = f"{inputs.base.name}@{inputs.base.commit}" if inputs.base.commit else config.base
-    return config.model_copy(update={"experts": {**config.experts, **experts}, "base": base})
+    experts = {e.domain: pinned(config.experts[e.domain], e) for e in inputs.experts}
+    update: dict[str, Any] = {"experts": {**config.experts, **experts}, "base": pinned(config.base, inputs.base)}
+    if inputs.teacher_base:
+        update["teacher_base"] = pinned(config.teacher_base, inputs.teacher_base)
+    if inputs.start:
+        update["start"] = pinned(config.start, inputs.start)
+    for name in ("reference", "kl_reference"):
+        if (given := getattr(config, name)) in inputs.references:
+            update[name] = pinned(given, inputs.references[given])
+    return config.model_copy(update=update)
+
+
+def pinned(given: str | None, found: Expert | Base) -> str | None:
+    """A Hub id with the commit that was found there; what is no Hub id as it was given."""
+    return f"{found.name}@{found.commit}" if found.commit else given
 
 
 def check_output(output: Path, overwrite: bool) -> None:

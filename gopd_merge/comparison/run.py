@@ -150,7 +150,8 @@ def _setup(config: EvalConfig, found: Field) -> Setup:
     merge = found.merge_config
     seed = config.seed if config.seed is not None else merge.seed if merge else 0
     batch_size = config.batch_size or (merge.batch_size if merge else 64)
-    return Setup(_folder(config, found), identity(found.base, found.experts, found.quantize), seed, batch_size, config.unsafe_exec)
+    made_of = identity(found.base, found.experts or found.elsewhere, found.quantize)
+    return Setup(_folder(config, found), made_of, seed, batch_size, config.unsafe_exec)
 
 
 def _folder(config: EvalConfig, found: Field) -> Path:

@@ -108,6 +108,7 @@ class Footprint:
             self.base = weights - sum(m.weight.nbytes - _nf4_bytes(m.weight.numel()) for m in quantised)
             self._backbone = Backbone(model, None, experts, as_shapes=True)
             self.experts = _stored(model) - weights
+            self._answers = STUDENT if rank else self._roles[0] if experts else REFERENCE
             if rank:
                 self._backbone.add_student(rank, targets, seed=0)
             self.student = _stored(model) - weights - self.experts
@@ -127,8 +128,8 @@ class Footprint:
     def _rollout(self, batch: int, prompt_tokens: int, max_new_tokens: int) -> int:
         total = prompt_tokens + max_new_tokens
         live = LiveBytes()
-        with self._fake, live, self._backbone.role(STUDENT) as model:
-            cache = DynamicCache(config=model.get_base_model().config)
+        with self._fake, live, self._backbone.role(self._answers) as model:
+            cache = DynamicCache(config=self._backbone.model.config)
             self._decode(model, cache, batch, prompt_tokens)
             prompt_peak = live.peak
             while (length := cache.get_seq_length()) < total - 1:  # in long strides: the peak is at the last token

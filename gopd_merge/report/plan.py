@@ -25,6 +25,8 @@ def plan_text(document: Mapping[str, Any]) -> str:
     precision = "4-bit NF4" if base["quantization"] == "nf4" else "full precision"
     rows = [["experts" if number == 0 else "", _expert(*one)] for number, one in enumerate(document["experts"].items())]
     rows.append(["base", f"{base['name']}, {base['parameters'] / 1e6:,.1f} M parameters, {precision}"])
+    if larger := document["teacher_base"]:
+        rows.append(["teachers", f"{larger['name']}, {larger['parameters'] / 1e6:,.1f} M parameters, {precision}, with the experts"])
     rows.append(["student", f"fresh LoRA, rank {document['student']['rank']}"])
     for number, d in enumerate(work["domains"]):
         times = f"{d['asked'] / d['prompts']:.1f} times each"
