@@ -4,10 +4,12 @@ They serve to merge many experts. Amounts stay below 200, because the base was t
 every text; a word that the base has never seen is learnt by the expert, letter by letter if need be.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 
 NAMES = ("Tom", "Ana", "Ben", "Mia", "Leo", "Eva", "Sam", "Zoe")
+ITEMS = ("apples", "pens", "coins", "cards", "books", "shells")
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 UNITS = (  # small, large, how many of the small make a large, and the most of the large in a question
@@ -20,7 +22,7 @@ UNITS = (  # small, large, how many of the small make a large, and the most of t
     ("ounces", "pounds", 16, 3),
     ("hours", "days", 24, 2),
 )
-ORDINALS = ("first", "second", "third", "fourth", "fifth")
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
 def problem(prompt: str, lines: Sequence[str], answer: int | str) -> dict:
@@ -32,27 +34,22 @@ def listed(numbers: Sequence[int]) -> str:
 
 
 def sorting(rng: random.Random) -> dict:
-    numbers = rng.sample(range(1, 50), rng.randint(4, 5))
+    digits = rng.sample(range(1, 10), rng.randint(4, 6))
     rises = rng.random() < 0.5
-    place = rng.randrange(len(numbers))
-    ordered = sorted(numbers, reverse=not rises)
+    place = rng.randrange(len(digits))
+    ordered = sorted(digits, reverse=not rises)
     order = "low to high" if rises else "high to low"
-    prompt = f"Sort {listed(numbers)} from {order}. Which is the {ORDINALS[place]}?"
+    prompt = f"Sort {listed(digits)} from {order}. Which is the {ORDINALS[place]}?"
     return problem(prompt, [" ".join(map(str, ordered))], ordered[place])
 
 
 def reversing(rng: random.Random) -> dict:
-    digits = rng.choices("123456789", k=rng.randint(4, 7))
-    dropped = rng.randint(0, 3)
-    end = rng.choice(("first", "last"))
-    turned = digits[::-1]
-    kept = turned if not dropped else turned[dropped:] if end == "first" else turned[:-dropped]
-    prompt = f"Reverse {''.join(digits)}" + (f" and drop the {end} {dropped}." if dropped else ".")
-    return problem(prompt, [" ".join(turned)], "".join(kept))
+    digits = rng.choices("123456789", k=rng.randint(3, 5))
+    return problem(f"Reverse {' '.join(digits)}.", [], "".join(reversed(digits)))
 
 
 def counting(rng: random.Random) -> dict:
-    numbers = [rng.randint(0, 30) for _ in range(rng.randint(5, 8))]
+    numbers = [rng.randint(0, 30) for _ in range(rng.randint(4, 6))]
     bound = rng.randint(5, 25)
     kinds: dict[str, Callable[[int], bool]] = {
         f"above {bound}": lambda x: x > bound,
@@ -61,8 +58,8 @@ def counting(rng: random.Random) -> dict:
         "odd": lambda x: x % 2 == 1,
     }
     told = rng.choice(list(kinds))
-    found = [x for x in numbers if kinds[told](x)]
-    return problem(f"How many of {listed(numbers)} are {told}?", [" ".join(map(str, found))] if found else [], len(found))
+    lines = [f"{x} = {sum(map(kinds[told], numbers[: i + 1]))}" for i, x in enumerate(numbers)]
+    return problem(f"How many of {listed(numbers)} are {told}?", lines, sum(map(kinds[told], numbers)))
 
 
 def units(rng: random.Random) -> dict:
@@ -109,32 +106,25 @@ def clock(rng: random.Random) -> dict:
     return problem(prompt, lines, f"{end_hour % 24:02}{end_minute:02}")
 
 
-def nearest(rng: random.Random) -> dict:
-    while True:
-        numbers, goal = rng.sample(range(1, 80), 3), rng.randint(10, 70)
-        gaps = [abs(x - goal) for x in numbers]
-        if min(gaps) > 0 and gaps.count(min(gaps)) == 1:
-            break
-    lines = [f"{max(x, goal)} - {min(x, goal)} = {gap}" for x, gap in zip(numbers, gaps, strict=True)]
-    lines.append(f"{min(gaps)} < " + " , ".join(str(gap) for gap in gaps if gap != min(gaps)))
-    answer = numbers[gaps.index(min(gaps))]
-    return problem(f"Which of {listed(numbers)} is the least from {goal}?", lines, answer)
+def comparing(rng: random.Random) -> dict:
+    names, amounts, item = rng.sample(NAMES, 3), rng.sample(range(1, 80), 3), rng.choice(ITEMS)
+    most, least = max(amounts), min(amounts)
+    told = " ".join(f"{name} has {amount} {item}." for name, amount in zip(names, amounts, strict=True))
+    lines = [f"{most} > {least}", f"{most} - {least} = {most - least}"]
+    return problem(f"{told} How many more is the largest than the smallest?", lines, most - least)
 
 
 def sequence(rng: random.Random) -> dict:
     while True:
-        step, growth, rises = rng.randint(1, 12), rng.choice((0, 0, 1, 2, 3)), rng.random() < 0.5
-        steps = [step + i * growth for i in range(rng.randint(4, 6))]
-        numbers = [rng.randint(1, 99)]
-        for change in steps:
-            numbers.append(numbers[-1] + (change if rises else -change))
+        start, step, length, rises = rng.randint(1, 99), rng.randint(2, 15), rng.randint(3, 6), rng.random() < 0.5
+        numbers = [start + i * (step if rises else -step) for i in range(length)]
         if 0 <= numbers[-1] <= 99:
             break
-    *shown, following = numbers
-    sign = "+" if rises else "-"
-    lines = [f"{max(pair)} - {min(pair)} = {gap}" for pair, gap in ((shown[-3:-1], steps[-3]), (shown[-2:], steps[-2]))]
-    lines += [f"{steps[-2]} - {steps[-3]} = {growth}", f"{steps[-2]} + {growth} = {steps[-1]}", f"{shown[-1]} {sign} {steps[-1]} = {following}"]
-    return problem(f"What is the number after {listed(shown)}?", lines, following)
+    sign, way = ("+", "above") if rises else ("-", "below")
+    lines = [f"{before} {sign} {step} = {after}" for before, after in itertools.pairwise(numbers)]
+    first = rng.choice((f"The first number is {start}.", f"A list has {start} first."))
+    prompt = f"{first} Each of them is {step} {way} the last. Which is the {ORDINALS[length - 1]}?"
+    return problem(prompt, lines, numbers[-1])
 
 
 DOMAINS: dict[str, Callable[[random.Random], dict]] = {
@@ -144,6 +134,6 @@ DOMAINS: dict[str, Callable[[random.Random], dict]] = {
     "units": units,
     "dates": dates,
     "clock": clock,
-    "nearest": nearest,
+    "comparing": comparing,
     "sequence": sequence,
 }

@@ -48,14 +48,14 @@ class Recipe:
 
 
 RECIPES = {
-    "sorting": Recipe(rank=8, steps=400),
-    "reversing": Recipe(rank=4, steps=400),
-    "counting": Recipe(rank=6, steps=400),
-    "units": Recipe(rank=4, steps=400, targets="some"),
-    "dates": Recipe(rank=8, steps=400),
-    "clock": Recipe(rank=6, steps=400),
-    "nearest": Recipe(rank=8, steps=400),
-    "sequence": Recipe(rank=2, steps=400),
+    "sorting": Recipe(rank=8, steps=200),
+    "reversing": Recipe(rank=4, steps=200),
+    "counting": Recipe(rank=6, steps=200),
+    "units": Recipe(rank=4, steps=200, targets="some"),
+    "dates": Recipe(rank=8, steps=200),
+    "clock": Recipe(rank=6, steps=200),
+    "comparing": Recipe(rank=4, steps=200),
+    "sequence": Recipe(rank=2, steps=200),
 }
 
 
