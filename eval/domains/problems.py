@@ -44,7 +44,7 @@ def sorting(rng: random.Random) -> dict:
 
 
 def reversing(rng: random.Random) -> dict:
-    digits = rng.choices("123456789", k=rng.randint(3, 5))
+    digits = rng.choices("123456789", k=rng.randint(3, 7))
     return problem(f"Reverse {' '.join(digits)}.", [], "".join(reversed(digits)))
 
 

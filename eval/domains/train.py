@@ -49,13 +49,13 @@ class Recipe:
 
 RECIPES = {
     "sorting": Recipe(rank=8, steps=200),
-    "reversing": Recipe(rank=4, steps=200),
+    "reversing": Recipe(rank=4, steps=200, batch_size=32),
     "counting": Recipe(rank=6, steps=200),
-    "units": Recipe(rank=4, steps=200, targets="some"),
+    "units": Recipe(rank=4, steps=400, targets="some"),
     "dates": Recipe(rank=8, steps=200),
     "clock": Recipe(rank=6, steps=200),
-    "comparing": Recipe(rank=4, steps=200),
-    "sequence": Recipe(rank=2, steps=200),
+    "comparing": Recipe(rank=4, steps=300, batch_size=32),
+    "sequence": Recipe(rank=2, steps=300, batch_size=32),
 }
 
 
