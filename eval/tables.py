@@ -159,6 +159,46 @@ def coverage_table() -> list[str]:
     return lines
 
 
+def domains_table() -> list[str]:
+    """Base and expert on each of the further domains."""
+    document = json.loads((RESULTS / "domains.json").read_text())
+    lines = [
+        "\n## Further domains\n",
+        f"Accuracy in per cent with 95 % intervals at temperature {document['temperature']:g} on the test questions of the small domains "
+        "that merges of many experts are measured with, and what training each expert took on the embedded base. Experts made by "
+        f"`python eval/domains/train.py`, measured by `{document['command']}`.\n",
+        "| domain | base | expert | n | rank | steps | seconds |\n|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in document["domains"]:
+        scores = [f"{100 * r['score']:.1f} ({100 * r['low']:.1f}–{100 * r['high']:.1f})" for r in row["results"]]
+        made = " | ".join(str(row["training"][name]) for name in ("rank", "steps", "seconds"))
+        lines.append(f"| {row['domain']} | {' | '.join(scores)} | {row['results'][0]['n']:,} | {made} |")
+    return lines
+
+
+def many_experts_table() -> list[str]:
+    """Step time and memory against the number of experts."""
+    document = json.loads((RESULTS / "many_experts.json").read_text())
+    asked = {"pool": "all from one pool of questions", "own": "each expert its own questions"}[document["questions"]]
+    lines = [
+        "\n## Many experts\n",
+        f"One step of {document['batch_size']} prompts, {asked}: medians over {document['steps']} steps, then over "
+        f"{document['repetitions']} processes each, in seconds; `processor` is the processor's time of the step. "
+        f"{document['environment']['device']}. Made by `{document['command']}`.\n",
+        "| experts | rotation | rollout | score | update | step | against the fewest | processor | response tokens | peak memory (MB) |",
+        "|--:|---|" + "--:|" * 8,
+    ]
+    for row in document["rows"]:
+        fewest = next(r for r in document["rows"] if r["rotation"] == row["rotation"])
+        seconds = row["seconds"]
+        phases = " | ".join(f"{seconds[phase]:.3f}" for phase in ("rollout", "score", "update", "step"))
+        lines.append(
+            f"| {row['experts']} | {row['rotation'] or 'default'} | {phases} | {seconds['step'] / fewest['seconds']['step']:.2f} | "
+            f"{seconds['processor']:.3f} | {row['response_tokens_per_step']:,.0f} | {row['peak_memory_bytes'] / 1e6:,.0f} |"
+        )
+    return lines
+
+
 def replace_between(text: str, name: str, content: str) -> str:
     """`text` with what stands between <!-- name --> and <!-- /name --> replaced."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -185,6 +225,8 @@ if __name__ == "__main__":
         ("fuzz_intake", fuzz_text),
         ("smollm2", real_table),
         ("interval_coverage", coverage_table),
+        ("domains", domains_table),
+        ("many_experts", many_experts_table),
     ):
         if (RESULTS / f"{name}.json").is_file():
             parts += table()
