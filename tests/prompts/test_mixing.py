@@ -18,14 +18,14 @@ SETS = [
 def test_every_step_holds_equally_many_of_each_domain_and_labels_them_right():
     mixer = PromptMixer(SETS, batch_size=10, seed=0)
     for step in range(20):
-        texts, domains = mixer.batch(step)
+        prompts, domains = mixer.batch(step)
         assert Counter(domains) == {"math": 5, "code": 5}
-        assert all(text[0] == domain[0] for text, domain in zip(texts, domains, strict=True))
+        assert all(prompt.prompt[0] == domain[0] for prompt, domain in zip(prompts, domains, strict=True))
 
 
 def test_a_domain_is_used_up_before_any_of_its_prompts_returns():
     mixer = PromptMixer(SETS, batch_size=2, seed=0)
-    asked = [text for step in range(14) for text in mixer.batch(step)[0] if text[0] == "m"]
+    asked = [asked.prompt for step in range(14) for asked in mixer.batch(step)[0] if asked.prompt[0] == "m"]
     assert len(set(asked[:7])) == 7
     assert set(asked[:7]) == set(asked[7:])
     assert asked[:7] != asked[7:]
@@ -50,11 +50,7 @@ ORDERS = ("together", "sorted", "in turns", "one after the other")
 
 def stream(mixer, domain, steps):
     """The indices of a domain's prompts that are asked, in the order in which its stream gives them."""
-    return [[i for source, i in sorted_rows(mixer, step) if source.domain == domain] for step in range(steps)]
-
-
-def sorted_rows(mixer, step):
-    return mixer.positions(step)
+    return [[i for source, i in mixer.positions(step) if source.domain == domain] for step in range(steps)]
 
 
 @pytest.mark.parametrize("steps", [3, 7, 10, 11])
@@ -109,9 +105,9 @@ def test_the_order_changes_when_a_domain_is_asked_but_not_which_of_its_prompts_c
     together = PromptMixer(SUPPLIES, batch_size=12, seed=0)
     other = PromptMixer(SUPPLIES, batch_size=12, seed=0, order=order)
     for source in SUPPLIES:
-        ours, theirs = ([sorted(part) for part in stream(mixer, source.domain, 12) if part] for mixer in (together, other))
-        assert [*chain(*ours)] != [*chain(*theirs)] or order == "sorted"
-        assert Counter(chain(*ours[: len(theirs)])) == Counter(chain(*theirs))
+        ours, theirs = (stream(mixer, source.domain, 12) for mixer in (together, other))
+        assert sorted(chain(*ours)) == sorted(chain(*theirs))  # of 50 prompts the same 48
+        assert ours != theirs
 
 
 def test_a_domain_of_three_prompts_repeats_within_a_step_and_evenly():
