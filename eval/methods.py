@@ -102,13 +102,11 @@ def folder_of(work: Path, row: Row, seed: int) -> Path:
     return work / f"{row.name.replace(' ', '-').replace(',', '').replace('/', '-of-')}-seed-{seed}.lora"
 
 
-def run(work: Path, studies: list[str], seeds: list[int]) -> None:
+def run(work: Path, wanted: list[Row], seeds: list[int]) -> None:
     """Train and measure whatever is missing."""
     backbone = None
     for seed in seeds:
-        for row in rows():
-            if row.study not in studies:
-                continue
+        for row in wanted:
             output = folder_of(work, row, seed)
             config = make_config({"experts": EXPERTS, "seed": seed, "output": output, "eval": False, **row.options})
             inputs = read_inputs(config)
@@ -192,10 +190,10 @@ def last_kl(manifests: list[dict], domain: str) -> float | None:
     return last(manifests, domain, "kl_to_target")
 
 
-def main(work: Path, study: list[str], seeds: list[int], summary: bool) -> None:
+def main(work: Path, study: list[str], row: list[str], seeds: list[int], summary: bool) -> None:
     work.mkdir(parents=True, exist_ok=True)
     if not summary:
-        run(work, study, seeds)
+        run(work, [one for one in rows() if one.study in study and (not row or one.name in row)], seeds)
         return
     import torch
 
@@ -210,6 +208,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("eval/work/methods"))
     parser.add_argument("--study", nargs="*", default=sorted({row.study for row in rows()}))
+    parser.add_argument("--row", nargs="*", default=[], help="only these of the studies, by their names (default: all)")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--summary", action="store_true", help="only write the document of what is there")
     main(**vars(parser.parse_args()))
