@@ -200,8 +200,8 @@ def main(work: Path, study: list[str], row: list[str], seeds: list[int], summary
     found = summarise(work, seeds)
     document = {"schema": 1, "command": " ".join(["python", *sys.argv]), **found, "environment": environment(torch.device("cpu"))}
     OUTPUT.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    for row in document["rows"]:
-        print(row["name"], row["seeds"], {r["domain"]: f"{100 * r['score']:.1f}" for r in row["results"]})
+    for one in document["rows"]:
+        print(one["name"], one["seeds"], {r["domain"]: f"{100 * r['score']:.1f}" for r in one["results"]})
 
 
 if __name__ == "__main__":
