@@ -223,6 +223,22 @@ class MergeConfig(BaseModel):
         return self.alpha[domain] if isinstance(self.alpha, dict) else float(self.alpha)
 
     @property
+    def cancels_alpha(self) -> bool:
+        """Whether the teacher is its own reference: then its reward is zero, and it is copied whatever α is."""
+        return self.reference == "teacher"
+
+    @property
+    def copies_experts(self) -> bool:
+        """Whether every target is the prompt's own expert as it is: plain OPD, however that was asked for."""
+        if self.cancels_alpha:
+            return True
+        reference = self.reference or (TEACHER_BASE if self.teacher_base else BASE)
+        one = self.alpha != AUTO and all(self.alpha_of(domain) == 1 for domain in self.domains)
+        stays = self.alpha_from in (None, 1) and self.adaptive != "run"
+        alone = (self.rotate != "all" or len(self.experts) == 1) and all(weight == 1 for weight in self.weights.values())
+        return one and stays and alone and self.bound is None and self.kl_reference in (None, reference)
+
+    @property
     def changes(self) -> dict[str, Any]:
         """The options of the method that are not the defaults: what makes this merge another method than the default one."""
         return {name: getattr(self, name) for name in METHOD_OPTIONS if getattr(self, name) != type(self).model_fields[name].default}

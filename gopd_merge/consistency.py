@@ -60,6 +60,8 @@ def _of_alpha(config: "MergeConfig") -> Iterator[Rule]:
 
 def _of_teachers(config: "MergeConfig") -> Iterator[Rule]:
     at_once, references = config.rotate == "all", (config.reference, config.kl_reference)
+    without = config.reference == "teacher" and config.kl_reference not in (None, "teacher")
+    yield without, f"--reference teacher takes the teachers' part out, only --kl-reference {config.kl_reference} is left; choose one"
     yield at_once and "teacher" in references, "--rotate all: all experts teach at once, so none is the reference; leave out teacher"
     yield at_once and isinstance(config.alpha, dict), "--rotate all takes one --alpha; say how much of each expert with --weights"
     apart = config.estimator == "hidden" and (config.bound is not None or config.teacher_base is not None)
