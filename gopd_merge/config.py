@@ -15,6 +15,7 @@ from gopd_merge.options import checked, expert_paths, option, pairs
 
 BASE, TEACHER_BASE = "base", "teacher-base"
 REFERENCES = (BASE, TEACHER_BASE, "teacher", "student-start")  # the words for --reference; anything else is a folder
+AUTO_ALPHAS = (1.0, 1.25, 1.5, 2.0, 3.0)  # what --alpha auto chooses among
 METHOD_OPTIONS = (
     *("estimator", "top_k", "reference", "kl_reference", "alpha_from", "adaptive", "alpha_max", "bound", "deterministic"),
     *("rotate", "weights", "start", "balance", "teacher_base"),

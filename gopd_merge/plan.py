@@ -16,7 +16,7 @@ from gopd_merge.evaluate.validation import load_validation
 from gopd_merge.experts.base import Base, is_model, linear_kinds, resolve_base
 from gopd_merge.experts.fingerprint import check_same_tokenizer
 from gopd_merge.experts.hub import is_hub_id
-from gopd_merge.experts.intake import CONFIG, Expert, read_expert, read_experts
+from gopd_merge.experts.intake import CONFIG, Expert, check_mixable, read_expert, read_experts
 from gopd_merge.prompts.sources import PromptSet, training_prompts
 from gopd_merge.server import is_remote, split_location
 
@@ -81,6 +81,8 @@ def read_inputs(config: MergeConfig, weights: bool = True) -> Inputs:
     if config.method == "sft":
         _check_responses(prompts)
     test = own_questions(experts, config) if config.eval else []
+    if config.alpha == AUTO:
+        check_mixable(experts)
     validation = load_validation(paths, limit=config.probe_prompts, max_new_tokens=config.max_new_tokens) if config.alpha == AUTO else []
     if any(benchmark.metric == "code_tests" for benchmark in (*test, *validation)):
         check_sandbox(config.unsafe_exec)
