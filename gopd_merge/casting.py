@@ -146,7 +146,5 @@ def _check(cast: Cast, config: MergeConfig) -> None:
     """Raises InputError for what only the loaded models can tell."""
     if config.estimator != HIDDEN:
         return
-    for other in cast.models.keys() - {BASE}:
-        raise InputError(f"{other}: is another model, but --estimator hidden needs roles on one base; use --estimator full")
     if not all(cast.can_mix(aim) for aim in cast.aims.values()):
         raise InputError("--estimator hidden: needs roles that share one output head, and an expert here has its own; use --estimator full")

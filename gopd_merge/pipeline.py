@@ -108,6 +108,10 @@ def look_ahead(config: MergeConfig, inputs: Inputs, listener: Listener) -> None:
     """Notes what is odd about the inputs. Raises InputError for a run that cannot fit into memory."""
     for warning in (*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings):
         listener.note(warning)
+    if config.rotate == "step" and (silent := config.domains[config.steps :]):
+        listener.note(
+            f"--rotate step: in {config.steps} step(s) {', '.join(silent)} will not teach; give --steps {len(config.domains)} or more"
+        )
     forecast = Forecast(config, inputs)
     try:
         forecast.check()

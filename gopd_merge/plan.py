@@ -74,6 +74,8 @@ def read_inputs(config: MergeConfig, weights: bool = True) -> Inputs:
         base = resolve_base([*experts, *adapters, *own], config.base, fetched, config.quantize)
     for one in references.values():
         if isinstance(one, Base):
+            if config.estimator == "hidden":
+                raise InputError(f"{one.name}: is another model, but --estimator hidden needs roles on one base; use --estimator full")
             check_same_tokenizer(base.name, Path(base.location), one.name, Path(one.location))
     _check_start(config, experts, start)
     paths = {e.domain: e.path for e in experts}
