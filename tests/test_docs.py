@@ -1,11 +1,18 @@
-"""The pages under docs/ print what they show: their Python runs, block by block, in one namespace per page."""
+"""The pages under docs/ show what is true: their Python prints what is shown, and their commands are planned or run."""
 
 import contextlib
+import importlib.util
 import io
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
+
+from gopd_merge.cli import build_app, main
+from gopd_merge.config import METHOD_OPTIONS, MergeConfig, make_config
+from gopd_merge.errors import InputError
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md") if "```python" in path.read_text())
@@ -47,3 +54,115 @@ def test_a_page_that_shows_something_else_is_noticed(shown):
     assert check(page + "```text\n2\n```\n") == 2
     with pytest.raises(AssertionError, match="block 2 printed"):
         check(page + shown + "\n")
+
+
+METHOD = (DOCS / "method.md").read_text()
+GROUPS = ("Method", "Reward scale", "Teachers")  # of MergeConfig: what method.md is about
+SERVER = "http://localhost:8000/v1"  # in the page's examples
+LARGER = DOCS.parent / "adapters" / "big-math.lora"  # an expert that does not come with every checkout
+
+
+def commands(page: str) -> list[str]:
+    """The lines of a page's bash blocks."""
+    return [line for language, source in BLOCK.findall(page) if language == "bash" for line in source.splitlines()]
+
+
+LINES = commands(METHOD)
+MERGES = [line for line in LINES if line.startswith("gopd-merge --")]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder in which the commands of a page run as in the repository's."""
+    (tmp_path / "adapters").symlink_to(DOCS.parent / "adapters")
+    monkeypatch.chdir(tmp_path)
+    for line in LINES:
+        if not line.startswith("gopd-merge"):
+            subprocess.run(line, shell=True, check=True)
+    return tmp_path
+
+
+def options_of(line: str) -> dict:
+    """What the command line makes of a merge's flags."""
+    _, bound, _ = build_app().parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
+    return bound.kwargs
+
+
+def needs_what_is_missing(line: str) -> bool:
+    """Whether an adapter that it names does not come with this checkout."""
+    return LARGER.name in line and not LARGER.is_dir()
+
+
+@pytest.mark.parametrize("line", MERGES, ids=lambda line: shlex.split(line)[-1])
+def test_a_merge_of_the_method_page_can_be_planned(line, here, capsys):
+    make_config(options_of(line))
+    if not needs_what_is_missing(line):  # then its options fit together, and no more is known
+        assert main([*shlex.split(line)[1:], "--dry-run", "--no-eval"]) == 0
+        assert "peak" in capsys.readouterr().out
+
+
+def test_a_command_that_cannot_run_is_noticed(here, capsys):
+    line = "gopd-merge --experts adapters/math.lora adapters/code.lora --rotate all --alpha math=1 code=2"
+    with pytest.raises(InputError, match="takes one --alpha"):
+        make_config(options_of(line))
+    assert main(shlex.split("--experts adapters/maths.lora --dry-run")) == 2
+    assert "adapters/maths.lora" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("gopd-merge") and line not in MERGES])
+def test_another_command_of_the_method_page_has_options_that_exist(line, here, capsys):
+    if line.startswith("gopd-merge plan"):
+        assert main(shlex.split(line)[1:]) == 0
+        assert "code: 200, asked " in capsys.readouterr().out
+    else:
+        command, bound, _ = build_app().parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
+        assert command.__name__ in ("probe", "sweep")
+        assert bound.kwargs["experts"] == ["adapters/math.lora", "adapters/code.lora"]
+
+
+def test_the_examples_can_run_one_after_the_other():
+    outputs = [options_of(line)["output"] for line in MERGES]
+    assert len(outputs) > 20
+    assert len(set(outputs)) == len(outputs)  # or the second would be refused
+
+
+@pytest.mark.parametrize("line", [line for line in MERGES if SERVER in line], ids=lambda line: shlex.split(line)[-1])
+def test_the_examples_with_a_server_run_against_one(line, here, capsys):
+    spec = importlib.util.spec_from_file_location("remote_server", Path(__file__).with_name("remote_server.py"))
+    remote_server = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(remote_server)
+    server = remote_server.RemoteServer(remote_server.Models(here / "adapters" / "tiny-base", {"math": here / "adapters" / "math.lora"}))
+    short = ["--steps", "1", "--batch-size", "4", "--max-new-tokens", "8", "--no-eval", "--quiet"]
+    try:
+        assert main([*shlex.split(line.replace(SERVER, server.url))[1:], *short]) == 0, capsys.readouterr().err
+    finally:
+        server.stop()
+    assert {request["model"] for request in server.requests} == {"math"}
+    assert "written and verified" in capsys.readouterr().out
+
+
+def unnamed(page: str) -> list[str]:
+    """Options of the method that a page does not name."""
+    grouped = [name for name, field in MergeConfig.model_fields.items() if field.json_schema_extra["group"] in GROUPS]
+    flags = [f"--{name.replace('_', '-')}" for name in dict.fromkeys(["experts", "alpha", *METHOD_OPTIONS, *grouped, "remote_patience"])]
+    return [flag for flag in flags if not re.search(rf"{flag}(?![\w-])", page)]
+
+
+def test_every_option_of_the_method_is_on_its_page():
+    assert unnamed(METHOD) == []
+    assert unnamed(METHOD.replace("--balance", "--balanced")) == ["--balance"]
+    for name in ("estimator", "adaptive", "rotate", "method"):  # and every value of those that have some
+        for value in MergeConfig.model_fields[name].annotation.__args__:
+            assert value == "none" or f"`{value}`" in METHOD or f"--{name} {value}" in METHOD, f"--{name} {value}"
+
+
+@pytest.mark.parametrize("name", ["estimators", "alpha", "probe", "adaptive", "start", "rotate", "experts", "strong_to_weak", "methods"])
+def test_the_page_has_room_for_each_measured_table(name):
+    begin, end = (METHOD.index(f"\n<!-- {mark}results {name} -->\n") for mark in ("", "/"))
+    assert begin < end
+
+
+def test_links_of_the_pages_lead_somewhere():
+    for name in sorted(path.name for path in DOCS.glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)", (DOCS / name).read_text()):
+            assert target.startswith("https://") or (DOCS / target).exists(), f"{name}: {target}"
