@@ -12,8 +12,8 @@ DOMAINS = ("code", "math")
 DEFAULT = "alpha 1.25"
 NAMES = {DEFAULT: "the default: full, α = 1.25, 50 steps"}
 EXPLAINED = (
-    "Accuracy in per cent on {n:,} test questions a domain with 95 % intervals, mean over seeds; in brackets the paired difference in points "
-    "from the row that it is compared with. An asterisk: significant at 5 % after Holm's correction over all rows of this page. "
+    "Accuracy in per cent on {n:,} test questions a domain with 95 % intervals, mean over seeds; in brackets the paired difference in "
+    "points from the row that it is compared with. An asterisk: significant at 5 % after Holm's correction over all rows of this page. "
     "Embedded default, NF4, CPU. Made by `python eval/methods.py`.\n"
 )
 
@@ -99,7 +99,7 @@ def probe_prediction() -> list[str]:
     lines = [
         f"{document['questions']} validation questions a domain and α, against the students' scores on the test questions, at α = "
         f"{', '.join(f'{a:g}' for a in rows[0]['alphas'])}. Made by `{document['command']}`.\n",
-        "| domain | seed | rank correlation | student − target, mean over α (points) | α chosen | best student − student of that α (points) |",
+        "| domain | seed | rank correlation | student − target (points, mean over α) | α chosen | its student behind the best (points) |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for row in sorted(rows, key=lambda r: (r["domain"], r["seed"])):

@@ -1,4 +1,4 @@
-"""Make eval/README.md's tables and the generated parts of README.md and docs/method.md out of eval/results/*.json and of the program itself.
+"""Make eval/README.md and the generated parts of README.md and docs/method.md out of eval/results/*.json and of the program itself.
 
 python eval/tables.py
 """
