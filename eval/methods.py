@@ -54,7 +54,7 @@ def rows() -> Iterator[Row]:
     for alpha in (1.25, 1.0, 1.5, 2.0, 0.5, 3.0):
         yield Row("sampled", f"sampled alpha {alpha:g}", {"alpha": alpha, "estimator": "sampled"}, f"alpha {alpha:g}")
     for steps in (25, 12):
-        yield Row("steps", f"{steps} steps", {"steps": steps})
+        yield Row("steps", f"{steps} steps", {"steps": steps}, "sampled alpha 1.25")
         yield Row("steps", f"sampled {steps} steps", {"steps": steps, "estimator": "sampled"}, "sampled alpha 1.25")
     for name, options in (
         ("topk 8", {"estimator": "topk", "top_k": 8}),
