@@ -44,7 +44,7 @@ def assembled(
         remote = _remote_teachers(config, inputs, cast, note, save, stack)
         cast = replace(cast, remote=remote)
         _check(cast, config)
-        if "teacher" in (config.reference, config.kl_reference) and config.kl_reference in (None, "teacher"):
+        if config.reference == "teacher":
             note("the teacher is its own reference: α cancels, this is plain OPD")
         yield cast
 

@@ -61,6 +61,12 @@ def _of_alpha(config: "MergeConfig") -> Iterator[Rule]:
 def _of_teachers(config: "MergeConfig") -> Iterator[Rule]:
     at_once, references = config.rotate == "all", (config.reference, config.kl_reference)
     yield at_once and "teacher" in references, "--rotate all: all experts teach at once, so none is the reference; leave out teacher"
+    idle = config.reference == "teacher" and config.kl_reference not in (None, "teacher")
+    yield (
+        idle,
+        f"--reference teacher leaves no teacher a reward, so the target is --kl-reference {config.kl_reference}; leave one of them out",
+    )
+    yield at_once and config.alpha == AUTO, "--alpha auto chooses an α for each domain, --rotate all has one for all; give a number"
     yield at_once and isinstance(config.alpha, dict), "--rotate all takes one --alpha; say how much of each expert with --weights"
     apart = config.estimator == "hidden" and (config.bound is not None or config.teacher_base is not None)
     yield apart, "--estimator hidden compares hidden states of one base; leave out --bound and --teacher-base"
