@@ -162,7 +162,15 @@ def test_the_page_has_room_for_each_measured_table(name):
     assert begin < end
 
 
-def test_links_of_the_pages_lead_somewhere():
-    for name in sorted(path.name for path in DOCS.glob("*.md")):
-        for target in re.findall(r"\]\(([^)#]+)", (DOCS / name).read_text()):
-            assert target.startswith("https://") or (DOCS / target).exists(), f"{name}: {target}"
+def anchors(page: str) -> list[str]:
+    """Of its headings, as GitHub makes them."""
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", page, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("page", [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
+def test_links_of_a_page_lead_somewhere(page):
+    for file, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        target = page.parent / file if file else page
+        assert target.exists(), file
+        assert not anchor or anchor in anchors(target.read_text()), f"{file}#{anchor}"
+    assert "strong-to-weak---teacher-base" in anchors(METHOD)
