@@ -7,11 +7,14 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import torch
 
 from gopd_merge.cli import build_app, main
 from gopd_merge.config import METHOD_OPTIONS, MergeConfig, make_config
+from gopd_merge.distill.objective import ESTIMATORS, estimator_of
 from gopd_merge.errors import InputError
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -152,7 +155,7 @@ def test_every_option_of_the_method_is_on_its_page():
     assert unnamed(METHOD) == []
     assert unnamed(METHOD.replace("--balance", "--balanced")) == ["--balance"]
     for name in ("estimator", "adaptive", "rotate", "method"):  # and every value of those that have some
-        for value in MergeConfig.model_fields[name].annotation.__args__:
+        for value in get_args(MergeConfig.model_fields[name].annotation):
             assert value == "none" or f"`{value}`" in METHOD or f"--{name} {value}" in METHOD, f"--{name} {value}"
 
 
@@ -174,3 +177,45 @@ def test_links_of_a_page_lead_somewhere(page):
         assert target.exists(), file
         assert not anchor or anchor in anchors(target.read_text()), f"{file}#{anchor}"
     assert "strong-to-weak---teacher-base" in anchors(METHOD)
+
+
+CONTRIBUTING = (DOCS.parent / "CONTRIBUTING.md").read_text()
+PACKAGE = DOCS.parent / "gopd_merge"
+
+
+def off_the_map(page: str) -> list[str]:
+    """Modules that the map of CONTRIBUTING.md does not name where they are: a room's in its entry, the others in any outside of rooms."""
+    listing = page.split("gopd_merge/\n", maxsplit=1)[1].split("adapters/ ", maxsplit=1)[0]
+    entries = {entry.split(maxsplit=1)[0]: entry for entry in re.split(r"\n  (?=\S)", "\n" + listing) if entry.strip()}
+    outside = " ".join(entry for name, entry in entries.items() if not name.endswith("/"))
+    missing = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.parent.name
+        named = outside if path.parent == PACKAGE else entries.get(f"{room}/", "")
+        if not path.name.startswith("__") and not re.search(rf"(?<!\w){path.name}", named):
+            missing.append(str(path.relative_to(PACKAGE)))
+    return missing
+
+
+def test_every_module_is_on_the_map():
+    assert off_the_map(CONTRIBUTING) == []
+    assert off_the_map(CONTRIBUTING.replace("halving.py", "thinning.py")) == ["halving.py"]
+
+
+def test_what_contributing_says_of_an_estimator_is_true():
+    names = get_args(MergeConfig.model_fields["estimator"].annotation)
+    assert names == ESTIMATORS
+    logits = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for name in names:
+        assert estimator_of(name, 3)(logits, logits.flip(0).log_softmax(-1), torch.arange(5)).shape == (5,)
+    tests = " ".join(path.read_text() for path in (DOCS.parent / "tests").rglob("*.py"))
+    mentioned = re.findall(r"`(test_\w+)`", CONTRIBUTING)
+    assert len(mentioned) >= 2
+    for name in mentioned:
+        assert f"def {name}(" in tests
+
+
+def test_the_options_of_the_method_are_known_as_such():
+    grouped = {name for name, field in MergeConfig.model_fields.items() if field.json_schema_extra["group"] in GROUPS}
+    assert grouped - set(METHOD_OPTIONS) == {"method", "probe_prompts"}  # neither changes the target of ExOPD
+    assert set(METHOD_OPTIONS) - grouped == {"teacher_base"}
