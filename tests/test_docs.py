@@ -112,6 +112,88 @@ def test_a_command_that_cannot_run_is_noticed(here, capsys):
     assert "adapters/maths.lora" in capsys.readouterr().err
 
 
+REMOTE = "--experts math=http://h/v1#math"  # in place of the two experts
+REFUSED = {  # by heading of method.md: what it says is refused, as flags
+    "`full` (the default)": [REMOTE],
+    "`sampled`": [f"--estimator sampled --method {method}" for method in ("rkl", "seqkd", "sft")],
+    "`topk`": [f"--estimator topk --method {method}" for method in ("seqkd", "sft")],
+    "`forward`": [f"--estimator forward {other}" for other in (REMOTE, "--method seqkd", "--method sft")],
+    "`hidden` (experimental)": [
+        f"--estimator hidden {other}" for other in ("--bound 1", "--teacher-base a --base b", REMOTE, "--method seqkd", "--method sft")
+    ],
+    "Against what: `--reference` and `--kl-reference`": [
+        "--alpha auto --reference teacher",
+        "--alpha auto --kl-reference adapters/math.lora",
+        "--rotate all --reference teacher",
+        *(f"--method {method} --{which} base" for method in ("seqkd", "sft") for which in ("reference", "kl-reference")),
+    ],
+    "`--kl-reference`": ["--reference teacher --kl-reference base", f"{REMOTE} --estimator topk --kl-reference student-start"],
+    "One number, or one for each domain: `--alpha`": [
+        "--rotate all --alpha math=1 code=2",
+        *(f"--method {method} --alpha 2" for method in ("opd", "seqkd", "sft")),
+    ],
+    "Chosen before training: `--alpha auto`, `probe`, `sweep`": [
+        f"--alpha auto {other}"
+        for other in (
+            *("--alpha-from 1", "--adaptive run", "--reference student-start", "--teacher-base a --base b", "--rotate all"),
+            f"{REMOTE} --estimator topk",
+        )
+    ],
+    "On a line: `--alpha-from`": [
+        f"--alpha-from 1 {other}" for other in ("--alpha auto", "--adaptive run", *(f"--method {m}" for m in ("opd", "seqkd", "sft")))
+    ],
+    "By token: `--adaptive token`": [
+        f"--adaptive token {other}" for other in (f"{REMOTE} --estimator topk", "--method seqkd", "--method sft")
+    ],
+    "By what the run shows: `--adaptive run`": [
+        f"--adaptive run {other}"
+        for other in (
+            *("--alpha 0.5", "--alpha 2 --alpha-max 1.5", "--alpha auto", "--alpha-from 1"),
+            *(f"--method {method}" for method in ("opd", "seqkd", "sft")),
+        )
+    ],
+    "Guards: `--deterministic` and `--bound`": [
+        "--bound 1 --estimator hidden",
+        *(f"{g} {other}" for g in ("--bound 1", "--deterministic 0.9") for other in (f"{REMOTE} --estimator topk", "--method seqkd")),
+    ],
+    "Who teaches when: `--rotate`": [
+        *(f"--rotate {r} --method {m}" for r in ("step", "all") for m in ("alternate", "seqkd", "sft", "rkl")),
+        *("--rotate step --balance", "--rotate all --balance", "--rotate all --alpha auto"),
+        *("--rotate all --alpha math=1 code=2", "--rotate all --reference teacher", f"--rotate all {REMOTE} --estimator topk"),
+    ],
+    "How much of each: `--weights`": [f"--weights math=1 {REMOTE} --estimator topk"],
+    "No teacher drowns the others: `--balance`": [f"--balance {o}" for o in ("--rotate step", "--rotate all", "--method alternate")],
+    "From 2 to 16 experts, with as many prompts as each has": ["--batch-size 1"],
+    "Where the student begins: `--start`": ["--start ties --teacher-base a --base b"],
+    "Strong to weak: `--teacher-base`": [
+        f"--teacher-base a {other}" for other in ("", "--base b --alpha auto", "--base b --estimator hidden", "--base b --start ties")
+    ],
+    "Experts behind a server": [
+        f"{REMOTE} --estimator topk {other}"
+        for other in (
+            *("--adaptive token", "--bound 1", "--deterministic 0.9", "--rotate all", "--weights math=1", "--alpha auto", "--method rkl"),
+            *("--kl-reference student-start", "--reference teacher"),
+        )
+    ],
+    "What it is compared with: `--method`": [
+        "--method alternate --steps 1",
+        "--method alternate --balance",
+        "--method rkl --estimator sampled",
+    ],
+}
+
+
+@pytest.mark.parametrize("heading", REFUSED)
+def test_what_the_method_page_says_is_refused_is_refused_in_one_line(heading):
+    section = re.split(r"\n##", METHOD.split(f"# {heading}\n", maxsplit=1)[1], maxsplit=1)[0]
+    assert "efused" in section
+    for flags in REFUSED[heading]:
+        experts = "" if REMOTE in flags else "--experts adapters/math.lora adapters/code.lora"
+        with pytest.raises(InputError) as refused:
+            make_config(options_of(f"gopd-merge {experts} {flags}"))
+        assert len(refused.value.lines) == 1, flags
+
+
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("gopd-merge") and line not in MERGES])
 def test_another_command_of_the_method_page_has_options_that_exist(line, here, capsys):
     if line.startswith("gopd-merge plan"):
