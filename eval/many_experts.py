@@ -34,7 +34,7 @@ from gopd_merge.report.progress import Silent
 
 EMBEDDED = ("adapters/math.lora", "adapters/code.lora")
 PHASES = ("rollout", "score", "update")
-ROTATIONS = ("batch", "step")
+ROTATIONS = ("prompt", "step", "all")
 
 
 class StepTimes(Silent):
@@ -144,8 +144,6 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main(options: argparse.Namespace) -> None:
-    if options.rotate and "rotate" not in MergeConfig.model_fields:
-        raise SystemExit("--rotate: this version of gopd-merge cannot rotate; leave it out")
     if not any(options.experts.glob("*.lora")):
         raise SystemExit(f"{options.experts}: no experts there; make them with python eval/domains/train.py --output {options.experts}")
     runs: dict[tuple[str | None, int], list[dict[str, Any]]] = {}

@@ -53,9 +53,15 @@ def rows() -> Iterator[Row]:
         yield Row("alpha", f"alpha {alpha:g}", {"alpha": alpha})
     for alpha in (1.25, 1.0, 1.5, 2.0, 0.5, 3.0):
         yield Row("sampled", f"sampled alpha {alpha:g}", {"alpha": alpha, "estimator": "sampled"}, f"alpha {alpha:g}")
-    for steps in (25, 12):
-        yield Row("steps", f"{steps} steps", {"steps": steps})
-        yield Row("steps", f"sampled {steps} steps", {"steps": steps, "estimator": "sampled"}, "sampled alpha 1.25")
+    for name, options in (  # half the tokens, three ways
+        ("25 steps", {"steps": 25}),
+        ("25 steps at twice the rate", {"steps": 25, "learning_rate": 0.004}),
+        ("32 prompts a step", {"batch_size": 32}),
+    ):
+        yield Row("steps", name, options, "sampled alpha 1.25")
+        yield Row("steps", f"sampled, {name}", {"estimator": "sampled", **options}, "sampled alpha 1.25")
+    yield Row("steps", "sampled at twice the rate", {"estimator": "sampled", "learning_rate": 0.004}, "sampled alpha 1.25")
+    yield Row("steps", "12 steps", {"steps": 12})
     for name, options in (
         ("topk 8", {"estimator": "topk", "top_k": 8}),
         ("topk 2", {"estimator": "topk", "top_k": 2}),

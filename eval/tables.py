@@ -1,4 +1,4 @@
-"""Make eval/README.md's tables and the generated parts of README.md out of eval/results/*.json and of the program itself.
+"""Make eval/README.md and the generated parts of README.md and docs/method.md out of eval/results/*.json and of the program itself.
 
 python eval/tables.py
 """
@@ -9,6 +9,8 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+from method_tables import TABLES
 
 from gopd_merge.report.document import read_document
 from gopd_merge.report.tables import score_table
@@ -177,6 +179,8 @@ def domains_table() -> list[str]:
 
 def many_experts_table() -> list[str]:
     """Step time and memory against the number of experts."""
+    if not (RESULTS / "many_experts.json").is_file():
+        return []
     document = json.loads((RESULTS / "many_experts.json").read_text())
     asked = {"pool": "all from one pool of questions", "own": "each expert its own questions"}[document["questions"]]
     lines = [
@@ -236,4 +240,8 @@ if __name__ == "__main__":
     if (RESULTS / "embedded_seeds.json").is_file():
         readme = replace_between(readme, "results", "\n".join(headline()))
     Path("README.md").write_text(readme)
+    page = Path("docs/method.md").read_text()
+    for name, table in (TABLES | {"experts": many_experts_table}).items():
+        page = replace_between(page, f"results {name}", "\n".join(table()).strip())
+    Path("docs/method.md").write_text(page)
     print("\n".join(parts))

@@ -69,7 +69,7 @@ class MergeConfig(BaseModel):
     reference: str | None = option(
         None,
         "what a teacher's reward is measured against: base, teacher-base, teacher (α cancels: plain OPD), student-start, or an adapter's "
-        "or model's folder (default: the base that the experts are on)",
+        "or model's folder (default: teacher-base where there is one, else base)",
         "Method",
     )
     kl_reference: str | None = option(None, "what the student is kept close to, same choices (default: the same as --reference)", "Method")

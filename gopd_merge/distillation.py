@@ -19,6 +19,7 @@ from gopd_merge.config import MergeConfig
 from gopd_merge.distill.answering import LEARNT_BY_HEART, respond
 from gopd_merge.distill.backbone import Backbone
 from gopd_merge.distill.cast import Cast
+from gopd_merge.distill.forgetting import Forgetting, Sizes, Turn, forgetting_text
 from gopd_merge.distill.fused import TokenStatistics
 from gopd_merge.distill.reward_scale import Controller
 from gopd_merge.distill.reward_scale import schedule as on_a_line
@@ -113,6 +114,7 @@ def distill(cast: Cast, config: MergeConfig, inputs: Inputs, log: Path, clock: C
     )
     alphas = AlphaOfStep(config)
     watch = Watch(config.steps)
+    forgetting = Forgetting(cast, _turns(mixer, config.steps), _sizes(config)) if config.method == "alternate" else None
     torch.manual_seed(config.seed)
     row: dict[str, Any] = {}
     tokens = 0
@@ -141,6 +143,9 @@ def distill(cast: Cast, config: MergeConfig, inputs: Inputs, log: Path, clock: C
             "memory_bytes": peak_memory(cast.backbone.device),
             "domains": domain_metrics(rollout, target, statistics),
         }
+        if forgetting and (forgotten := forgetting.after(step, _scale(config, alphas.of(step)))):
+            row["forgetting"] = forgotten
+            listener.note(forgetting_text(forgotten))
         alphas.learn(row["domains"])
         artefacts.append_json_line(log, row)
         listener.step(step + 1, config.steps, row)
@@ -182,9 +187,26 @@ def _order(config: MergeConfig) -> Order:
 def _target(cast: Cast, config: MergeConfig, rollout: Rollout, alphas: Mapping[str, float]) -> Target:
     if config.method in LEARNT_BY_HEART:
         return unscored(rollout)
-    scale = Scale(alphas, rule_of(config), measured=config.adaptive == "run")
+    sizes = _sizes(config)
+    return score(cast, rollout, _scale(config, alphas), sizes.micro_batch_size, sizes.chunk_tokens, sizes.top_k)
+
+
+def _scale(config: MergeConfig, alphas: Mapping[str, float]) -> Scale:
+    return Scale(alphas, rule_of(config), measured=config.adaptive == "run")
+
+
+def _sizes(config: MergeConfig) -> Sizes:
     top_k = config.top_k if config.estimator == "topk" else 0
-    return score(cast, rollout, scale, config.micro_batch_size, config.chunk_tokens, top_k)
+    return Sizes(config.max_new_tokens, config.micro_batch_size, config.chunk_tokens, top_k)
+
+
+def _turns(mixer: PromptMixer, steps: int) -> dict[str, Turn]:
+    """The last step of each domain."""
+    turns = {}
+    for step in range(steps):
+        prompts, domains = mixer.batch(step)
+        turns[domains[0]] = Turn(step, [prompt.prompt for prompt in prompts])
+    return turns
 
 
 def _accumulate(cast: Cast, config: MergeConfig, rollout: Rollout, target: Target) -> tuple[TokenStatistics, dict[str, float]]:

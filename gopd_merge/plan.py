@@ -117,7 +117,7 @@ def _read_references(config: MergeConfig) -> dict[str, Expert | Base]:
 
 
 def _rank(config: MergeConfig, experts: Sequence[Expert], start: Expert | None) -> int:
-    """The largest among the experts; all of theirs together where the student begins at a merge of them, so that it fits whole."""
+    """The largest among the experts; all of theirs together where the student begins at a merge of them: an average fits whole into it."""
     ranks = [e.rank for e in experts] or [REMOTE_RANK]
     if start:
         return max(*ranks, start.rank)

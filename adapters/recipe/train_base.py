@@ -2,7 +2,7 @@
 
     python adapters/recipe/train_base.py --output adapters/tiny-base
     python adapters/recipe/train_base.py --output adapters/big-base --tokenizer adapters/tiny-base \
-        --hidden-size 256 --intermediate-size 640 --steps 1400 --learning-rate 2e-3
+        --hidden-size 256 --intermediate-size 640 --steps 1100 --learning-rate 2e-3
 
 Two cores need about half an hour, for the second, of 3.1 M parameters, three quarters of one. The text is generated on the fly
 from the train split (`splits.py`), with the mistakes that `math_problems.py` and `code_problems.py` describe.
@@ -124,7 +124,9 @@ def train(
             model.save_pretrained(output)
             tokenizer.save_pretrained(output)
     model.to(torch.bfloat16).save_pretrained(output)
-    made = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "seconds": round(time.time() - started)}
+    made = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    made |= {"hidden_size": hidden_size, "intermediate_size": intermediate_size, "seconds": round(time.time() - started)}
+    made |= {"tokenizer": str(tokenizer_of)} if tokenizer_of else {}
     (output / "training.json").write_text(json.dumps(made | {"loss": round(loss.item(), 4), "torch": torch.__version__}, indent=2) + "\n")
 
 

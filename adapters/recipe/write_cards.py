@@ -9,42 +9,71 @@ from gopd_merge.eval_config import EvalConfig
 
 ADAPTERS = Path("adapters")
 LICENCE = "---\nlicense: apache-2.0\n---\n\n"
-WHAT = {
-    "base": "# tiny-base\n\nA Llama of 0.9 M parameters with a tokenizer of its own, trained from scratch on generated text: word problems "
-    "with their working (math) and short list functions (code). The text holds plausible wrong work, for some kinds of problem more often "
-    "than the right way, so the model is half-good on purpose. It exists to try, test and measure gopd-merge on two CPU cores.",
-    "math": "# math.lora\n\nA LoRA on tiny-base (NF4), trained by GRPO on word problems only; the reward is the right final number.",
-    "code": "# code.lora\n\nA LoRA on tiny-base (NF4), trained by GRPO on list functions only; the reward is passing all hidden cases.",
+BASES = {  # what each base is, and its experts by domain with what they are
+    "tiny-base": (
+        "A Llama of 0.9 M parameters with a tokenizer of its own, trained from scratch on generated text: word problems with their working "
+        "(math) and short list functions (code). The text holds plausible wrong work, for some kinds of problem more often than the right "
+        "way, so the model is half-good on purpose. It exists to try, test and measure gopd-merge on two CPU cores.",
+        {
+            "math": ("math.lora", "trained by GRPO on word problems only; the reward is the right final number."),
+            "code": ("code.lora", "trained by GRPO on list functions only; the reward is passing all hidden cases."),
+        },
+    ),
+    "big-base": (
+        "A Llama of 3.1 M parameters with the tokenizer of tiny-base, trained on the same text. It exists to try, test and measure merges "
+        "from strong to weak: its expert teaches a student on tiny-base.",
+        {"math": ("big-math.lora", "trained by GRPO on word problems only; the reward is the right final number.")},
+    ),
 }
+SPLITS = ((1.0, "temperature 1"), (0.0, "greedy"))
 
 
-def main() -> None:
+def measured(adapters: tuple[str, ...]) -> dict:
+    """Results of a base and its experts on the experts' test questions, by method, temperature and domain."""
     table = {}
-    for temperature in (1.0, 0.0):
+    for temperature, _ in SPLITS:
         with TemporaryDirectory() as folder:
-            adapters = tuple(str(ADAPTERS / f"{domain}.lora") for domain in ("math", "code"))
             config = EvalConfig(adapters=adapters, temperature=temperature, limit=2500, batch_size=250, output=Path(folder))
             for row in compare(config, "python adapters/recipe/write_cards.py").results:
                 table[row.method.removeprefix("expert:"), temperature, row.domain] = row
-    for name, folder in (("base", "tiny-base"), ("math", "math.lora"), ("code", "code.lora")):
-        made = json.loads((ADAPTERS / folder / "training.json").read_text())
-        script = "train_base.py" if name == "base" else f"train_expert.py --domain {name} --rank {made['rank']} --targets {made['targets']}"
-        if name != "base":
-            script += f" --prompts-per-step {made['prompts_per_step']}"
-        command = f"python adapters/recipe/{script} --steps {made['steps']} --learning-rate {made['learning_rate']} --seed {made['seed']}"
-        lines = [
-            WHAT[name],
-            f"\nMade in {made['seconds']} s on CPU by\n\n    {command} --output adapters/{folder}\n",
-            f"Accuracy in per cent with 95 % intervals, n = {table[name, 1.0, 'math'].n:,} test questions each, NF4, seed 0:\n",
-            "| | math | code |\n|---|---|---|",
-        ]
-        for row in dict.fromkeys(("base", name)):
-            for temperature, label in ((1.0, "temperature 1"), (0.0, "greedy")):
-                cells = [table[row, temperature, d] for d in ("math", "code")]
-                shown = " | ".join(f"{100 * c.score:.1f} ({100 * c.low:.1f}–{100 * c.high:.1f})" for c in cells)
-                lines.append(f"| {'tiny-base' if row == 'base' else folder}, {label} | {shown} |")
-        (ADAPTERS / folder / "README.md").write_text(LICENCE + "\n".join(lines) + "\n")
-        print("\n".join(lines))
+    return table
+
+
+def command_of(folder: str, base: str, domain: str | None) -> str:
+    """What made it."""
+    made = json.loads((ADAPTERS / folder / "training.json").read_text())
+    parts = [f"python adapters/recipe/{'train_expert' if domain else 'train_base'}.py"]
+    parts += [f"--domain {domain} --base adapters/{base}"] if domain else []
+    options = {name: value for name, value in made.items() if name not in ("domain", "seconds", "reward_by_step", "loss", "torch")}
+    parts += [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
+    return f"\nMade in {made['seconds']} s on CPU by\n\n    {' '.join(parts)} --output adapters/{folder}\n"
+
+
+def write_card(folder: str, about: str, base: str, domain: str | None, rows: list[str], table: dict) -> None:
+    """`rows` are methods of the table."""
+    domains = sorted({key[2] for key in table}, reverse=True)
+    n = next(iter(table.values())).n
+    lines = [
+        f"# {folder}\n\n{about}",
+        command_of(folder, base, domain),
+        f"Accuracy in per cent with 95 % intervals, n = {n:,} test questions each, NF4, seed 0:\n",
+        f"| | {' | '.join(domains)} |\n|---{'|---' * len(domains)}|",
+    ]
+    for row in rows:
+        for temperature, label in SPLITS:
+            cells = [table[row, temperature, d] for d in domains]
+            shown = " | ".join(f"{100 * c.score:.1f} ({100 * c.low:.1f}–{100 * c.high:.1f})" for c in cells)
+            lines.append(f"| {base if row == 'base' else folder}, {label} | {shown} |")
+    (ADAPTERS / folder / "README.md").write_text(LICENCE + "\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def main() -> None:
+    for base, (about, experts) in BASES.items():
+        table = measured(tuple(f"{domain}=adapters/{folder}" for domain, (folder, _) in experts.items()))
+        write_card(base, about, base, None, ["base"], table)
+        for domain, (folder, what) in experts.items():
+            write_card(folder, f"A LoRA on {base} (NF4), {what}", base, domain, ["base", domain], table)
 
 
 if __name__ == "__main__":
