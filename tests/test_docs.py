@@ -16,6 +16,7 @@ from gopd_merge.cli import build_app, main
 from gopd_merge.config import METHOD_OPTIONS, MergeConfig, make_config
 from gopd_merge.distill.objective import ESTIMATORS, estimator_of
 from gopd_merge.errors import InputError
+from gopd_merge.plan import read_inputs
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md") if "```python" in path.read_text())
@@ -97,9 +98,16 @@ def needs_what_is_missing(line: str) -> bool:
 
 
 @pytest.mark.parametrize("line", MERGES, ids=lambda line: shlex.split(line)[-1])
-def test_a_merge_of_the_method_page_can_be_planned(line, here, capsys):
-    make_config(options_of(line))
+def test_what_a_merge_of_the_method_page_reads_is_there_and_fits(line, here):
+    config = make_config(options_of(line) | {"eval": False})
     if not needs_what_is_missing(line):  # then its options fit together, and no more is known
+        assert len(read_inputs(config).prompts) == len(config.experts)
+
+
+@pytest.mark.parametrize("line", MERGES[::8], ids=lambda line: shlex.split(line)[-1])
+def test_some_of_the_merges_are_planned_as_well(line, here, capsys):
+    """A plan takes seconds, and tests/test_plan.py looks at what it says."""
+    if not needs_what_is_missing(line):
         assert main([*shlex.split(line)[1:], "--dry-run", "--no-eval"]) == 0
         assert "peak" in capsys.readouterr().out
 
@@ -143,7 +151,8 @@ REFUSED = {  # by heading of method.md: what it says is refused, as flags
         f"--alpha-from 1 {other}" for other in ("--alpha auto", "--adaptive run", *(f"--method {m}" for m in ("opd", "seqkd", "sft")))
     ],
     "By token: `--adaptive token`": [
-        f"--adaptive token {other}" for other in (f"{REMOTE} --estimator topk", "--method seqkd", "--method sft")
+        f"--adaptive token {other}"
+        for other in (f"{REMOTE} --estimator topk", *(f"--method {m}" for m in ("opd", "seqkd", "sft")), "--reference teacher")
     ],
     "By what the run shows: `--adaptive run`": [
         f"--adaptive run {other}"
@@ -154,14 +163,21 @@ REFUSED = {  # by heading of method.md: what it says is refused, as flags
     ],
     "Guards: `--deterministic` and `--bound`": [
         "--bound 1 --estimator hidden",
-        *(f"{g} {other}" for g in ("--bound 1", "--deterministic 0.9") for other in (f"{REMOTE} --estimator topk", "--method seqkd")),
+        "--deterministic 0.9 --method opd",
+        *(
+            f"{guard} {other}"
+            for guard in ("--bound 1", "--deterministic 0.9")
+            for other in (f"{REMOTE} --estimator topk", "--method seqkd", "--method sft", "--reference teacher")
+        ),
     ],
     "Who teaches when: `--rotate`": [
         *(f"--rotate {r} --method {m}" for r in ("step", "all") for m in ("alternate", "seqkd", "sft", "rkl")),
         *("--rotate step --balance", "--rotate all --balance", "--rotate all --alpha auto"),
         *("--rotate all --alpha math=1 code=2", "--rotate all --reference teacher", f"--rotate all {REMOTE} --estimator topk"),
     ],
-    "How much of each: `--weights`": [f"--weights math=1 {REMOTE} --estimator topk"],
+    "How much of each: `--weights`": [
+        f"--weights math=0.5 {other}" for other in (f"{REMOTE} --estimator topk", "--method seqkd", "--method sft")
+    ],
     "No teacher drowns the others: `--balance`": [f"--balance {o}" for o in ("--rotate step", "--rotate all", "--method alternate")],
     "From 2 to 16 experts, with as many prompts as each has": ["--batch-size 1"],
     "Where the student begins: `--start`": ["--start ties --teacher-base a --base b"],
