@@ -130,7 +130,7 @@ def test_teachers_behind_a_server_teach_what_they_teach_here(train, config_of):
 
 
 def test_the_loss_of_a_remote_merge_decreases(train, config_of):
-    rows, _ = train(config_of(steps=10, batch_size=16, max_new_tokens=24, learning_rate=0.02))
+    rows, _ = train(config_of(steps=8, batch_size=16, max_new_tokens=16, learning_rate=0.02))
     assert sum(row["kl_to_target"] for row in rows[-3:]) < 0.75 * sum(row["kl_to_target"] for row in rows[:3])
 
 
@@ -233,7 +233,7 @@ def test_an_expert_here_and_one_there_teach_side_by_side(train, config_of, serve
 
 def test_remote_experts_alone_need_a_base_and_get_a_student_of_their_own(config_of, adapters, capsys):
     config = config_of(lora_rank=None, base=None)
-    with pytest.raises(InputError, match=r"no adapter here says which base the student is for; name it with --base"):
+    with pytest.raises(InputError, match=r"no adapter here says which one the student is for; name it with --base"):
         read_inputs(config)
     config = config_of(lora_rank=None)
     inputs = read_inputs(config)
@@ -386,7 +386,7 @@ def test_an_api_without_log_probs_teaches_by_what_it_writes(train, backbone, con
     server.log_probs, server.standard = kind, kind == "refused"
     listener = Notes()
     options = {"method": "seqkd", "estimator": "full", "alpha": 1.0}
-    config = config_of(**options, steps=4, batch_size=8, max_new_tokens=40, learning_rate=0.02)
+    config = config_of(**options, steps=3, batch_size=8, max_new_tokens=24, learning_rate=0.02)
     rows, tensors = train(config, listener)
     assert any("cannot be compared" in note for note in listener.notes) == (kind == "refused")
     assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
@@ -395,7 +395,7 @@ def test_an_api_without_log_probs_teaches_by_what_it_writes(train, backbone, con
     prompts = [prompt.prompt for source in inputs.prompts for prompt in source.prompts[:4]]
     domains = [source.domain for source in inputs.prompts for _ in range(4)]
     with assembled(backbone, config, inputs, print) as cast:
-        rollout = respond(cast, "seqkd", prompts, domains, [None] * 8, 40)
+        rollout = respond(cast, "seqkd", prompts, domains, [None] * 8, 24)
     assert rollout.domains == tuple(domains)
     surprise = {}
     for role in (REFERENCE, STUDENT):
