@@ -195,7 +195,7 @@ def test_the_python_interface_gives_what_the_command_gives(adapters, tmp_path, m
 
 @pytest.mark.parametrize("estimator", ["full", "sampled"])
 def test_training_brings_the_student_toward_the_target(adapters, tmp_path, estimator):
-    config = short(adapters, tmp_path / "out.lora", steps=24, batch_size=32, max_new_tokens=60, estimator=estimator)
+    config = short(adapters, tmp_path / "out.lora", steps=24, batch_size=16, max_new_tokens=40, estimator=estimator)
     merge(config)
     rows = [json.loads(line) for line in (tmp_path / "out.lora" / "metrics.jsonl").read_text().splitlines()]
     first, last = (sum(r["kl_to_target"] for r in part) for part in (rows[:4], rows[-4:]))
