@@ -13,9 +13,8 @@ from pathlib import Path
 from method_tables import TABLES
 
 from gopd_merge.report.document import read_document
-from gopd_merge.report.lines import parameters_text
 from gopd_merge.report.tables import score_table
-from gopd_merge.report.terminal import label_of
+from gopd_merge.report.terminal import label_of, parameters_text
 from gopd_merge.report.text import markdown_table, markdown_text
 from gopd_merge.report.verdict import verdict_of
 

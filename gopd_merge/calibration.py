@@ -4,7 +4,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gopd_merge.casting import assembled
-from gopd_merge.config import MergeConfig
+from gopd_merge.config import AUTO_ALPHAS, MergeConfig
+from gopd_merge.consistency import AUTO
 from gopd_merge.distillation import Clock, distill, give_back_freed_memory, load_backbone
 from gopd_merge.forecast import Forecast
 from gopd_merge.plan import Inputs
@@ -18,6 +19,9 @@ def calibrate(config: MergeConfig, inputs: Inputs, forecast: Forecast) -> dict[s
     if forecast.is_tight:
         give_back_freed_memory()
     clock, warm_up = Clock(), Clock()
+    probed = forecast.work.probed_answers
+    if config.alpha == AUTO:  # not chosen yet; above 1 a step takes the same time whatever it is
+        config = config.model_copy(update={"alpha": AUTO_ALPHAS[-1]})
     with clock.measure("load"):
         backbone = load_backbone(config, inputs)
     with TemporaryDirectory() as folder:
@@ -28,5 +32,6 @@ def calibrate(config: MergeConfig, inputs: Inputs, forecast: Forecast) -> dict[s
     step = {phase: clock.seconds[phase] / STEPS for phase in ("rollout", "score", "update")}
     answer = step["rollout"] / config.prompts_per_step
     seconds = {phase: value * config.steps for phase, value in step.items()}
-    seconds = {"load": clock.seconds["load"], **seconds, "evaluate": answer * forecast.work.evaluated_answers}
+    probe = {"probe": 2 * answer * probed} if probed else {}  # each question runs as two rows
+    seconds = {"load": clock.seconds["load"], **probe, **seconds, "evaluate": answer * forecast.work.evaluated_answers}
     return {phase: round(value, 1) for phase, value in {**seconds, "total": sum(seconds.values())}.items()}

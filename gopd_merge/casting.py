@@ -44,7 +44,7 @@ def assembled(
         remote = _remote_teachers(config, inputs, cast, note, save, stack)
         cast = replace(cast, remote=remote)
         _check(cast, config)
-        if config.reference == "teacher":
+        if config.cancels_alpha:
             note("the teacher is its own reference: α cancels, this is plain OPD")
         yield cast
 
@@ -146,7 +146,5 @@ def _check(cast: Cast, config: MergeConfig) -> None:
     """Raises InputError for what only the loaded models can tell."""
     if config.estimator != HIDDEN:
         return
-    for other in cast.models.keys() - {BASE}:
-        raise InputError(f"{other}: is another model, but --estimator hidden needs roles on one base; use --estimator full")
     if not all(cast.can_mix(aim) for aim in cast.aims.values()):
         raise InputError("--estimator hidden: needs roles that share one output head, and an expert here has its own; use --estimator full")

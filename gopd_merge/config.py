@@ -15,6 +15,7 @@ from gopd_merge.options import checked, expert_paths, option, pairs
 
 BASE, TEACHER_BASE = "base", "teacher-base"
 REFERENCES = (BASE, TEACHER_BASE, "teacher", "student-start")  # the words for --reference; anything else is a folder
+AUTO_ALPHAS = (1.0, 1.25, 1.5, 2.0, 3.0)  # what --alpha auto chooses among
 METHOD_OPTIONS = (
     *("estimator", "top_k", "reference", "kl_reference", "alpha_from", "adaptive", "alpha_max", "bound", "deterministic"),
     *("rotate", "weights", "start", "balance", "teacher_base"),
@@ -221,6 +222,22 @@ class MergeConfig(BaseModel):
         if self.alpha == AUTO:
             raise KeyError(f"α of {domain} is not chosen yet")
         return self.alpha[domain] if isinstance(self.alpha, dict) else float(self.alpha)
+
+    @property
+    def cancels_alpha(self) -> bool:
+        """Whether the teacher is its own reference: then its reward is zero, and it is copied whatever α is."""
+        return self.reference == "teacher"
+
+    @property
+    def copies_experts(self) -> bool:
+        """Whether every target is the prompt's own expert as it is: plain OPD, however that was asked for."""
+        if self.cancels_alpha:
+            return True
+        reference = self.reference or (TEACHER_BASE if self.teacher_base else BASE)
+        one = self.alpha != AUTO and all(self.alpha_of(domain) == 1 for domain in self.domains)
+        stays = self.alpha_from in (None, 1) and self.adaptive != "run"
+        alone = (self.rotate != "all" or len(self.experts) == 1) and all(weight == 1 for weight in self.weights.values())
+        return one and stays and alone and self.bound is None and self.kl_reference in (None, reference)
 
     @property
     def changes(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Options of a merge that mean nothing together, and what to say about them. No torch."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 COPYING = ("opd", "seqkd", "sft")  # methods without a reward scale
-SCALED = ("reference", "kl_reference", "alpha_from", "adaptive", "bound", "deterministic")  # options of a target
+MOVING = ("alpha_from", "adaptive", "bound", "deterministic")  # options that change α, by step or token, or what it multiplies
+SCALED = ("reference", "kl_reference", "weights", *MOVING)  # options of a target
 Rule = tuple[bool, str]  # whether it is broken, what to say then
 
 
@@ -24,17 +25,14 @@ def _of_method(config: "MergeConfig") -> Iterator[Rule]:
     method, count = config.method, len(config.experts)
     yield (
         method in COPYING and config.alpha != 1,
-        f"--method {method} copies the experts: --alpha {config.alpha} means nothing; leave it out",
+        f"--method {method} copies the experts: --alpha {config.alpha} means nothing; leave it out, or give 1",
     )
     has_own_loss = method in ("seqkd", "sft") and config.estimator != "full"
     yield has_own_loss, f"--method {method} has a loss of its own; leave out --estimator {config.estimator}"
-    meaningless = next((name for name in SCALED if getattr(config, name) != type(config).model_fields[name].default), None)
-    yield (
-        method in ("seqkd", "sft") and meaningless is not None,
-        f"--method {method} has no target: leave out --{str(meaningless).replace('_', '-')}",
-    )
-    moved = method == "opd" and (config.alpha_from is not None or config.adaptive == "run")
-    yield moved, "--method opd keeps α at 1; leave out --alpha-from and --adaptive run"
+    meaningless = _first_given(config, SCALED)
+    yield method in ("seqkd", "sft") and meaningless is not None, f"--method {method} has no target; leave out {meaningless}"
+    moved = _first_given(config, ("alpha_from", "adaptive", "deterministic"))
+    yield method == "opd" and moved is not None, f"--method opd keeps α at 1; leave out {moved}"
     off_policy = method == "rkl" and config.estimator == "sampled"
     yield off_policy, "--method rkl learns on what the experts write, --estimator sampled on what the student writes; use full"
     says_who = config.rotate != "prompt" and method in ("alternate", "seqkd", "sft", "rkl")
@@ -43,6 +41,12 @@ def _of_method(config: "MergeConfig") -> Iterator[Rule]:
     yield too_few, f"--steps {config.steps}: --method alternate needs a step for each of the {count} experts; give {count} or more"
     alone = config.balance and (config.rotate != "prompt" or method == "alternate")
     yield alone, "--balance compares the domains of a batch; leave out --rotate and --method alternate"
+
+
+def _first_given(config: "MergeConfig", names: Sequence[str]) -> str | None:
+    """The flag of the first option among these that is not its default."""
+    given = (name for name in names if getattr(config, name) != type(config).model_fields[name].default)
+    return next((f"--{name.replace('_', '-')}" for name in given), None)
 
 
 def _of_alpha(config: "MergeConfig") -> Iterator[Rule]:
@@ -59,15 +63,14 @@ def _of_alpha(config: "MergeConfig") -> Iterator[Rule]:
 
 
 def _of_teachers(config: "MergeConfig") -> Iterator[Rule]:
+    cancelled = _first_given(config, MOVING)
+    yield config.reference == "teacher" and cancelled is not None, f"--reference teacher: α cancels out; leave out {cancelled}"
     at_once, references = config.rotate == "all", (config.reference, config.kl_reference)
+    without = config.reference == "teacher" and config.kl_reference not in (None, "teacher")
+    yield without, f"--reference teacher takes the teachers' part out, only --kl-reference {config.kl_reference} is left; choose one"
     yield at_once and "teacher" in references, "--rotate all: all experts teach at once, so none is the reference; leave out teacher"
-    idle = config.reference == "teacher" and config.kl_reference not in (None, "teacher")
-    yield (
-        idle,
-        f"--reference teacher leaves no teacher a reward, so the target is --kl-reference {config.kl_reference}; leave one of them out",
-    )
-    yield at_once and config.alpha == AUTO, "--alpha auto chooses an α for each domain, --rotate all has one for all; give a number"
     yield at_once and isinstance(config.alpha, dict), "--rotate all takes one --alpha; say how much of each expert with --weights"
+    yield at_once and config.alpha == AUTO, "--alpha auto chooses for each expert alone, --rotate all takes one α; give a number"
     apart = config.estimator == "hidden" and (config.bound is not None or config.teacher_base is not None)
     yield apart, "--estimator hidden compares hidden states of one base; leave out --bound and --teacher-base"
 
@@ -75,7 +78,8 @@ def _of_teachers(config: "MergeConfig") -> Iterator[Rule]:
 def _of_bases(config: "MergeConfig") -> Iterator[Rule]:
     larger = config.teacher_base is not None
     yield larger and config.base is None, "--teacher-base is what the experts are on; name the student's own with --base"
-    made_of_experts = larger and config.start != "none" and not Path(config.start).is_dir()
+    is_adapter = "/" in config.start or Path(config.start).is_dir()  # a Hub id, or a folder; else the name of a static merge
+    made_of_experts = larger and config.start != "none" and not is_adapter
     yield made_of_experts, f"--start {config.start} would be made of adapters of --teacher-base; give none, or an adapter of --base"
     missing = "teacher-base" in (config.reference, config.kl_reference) and not larger
     yield missing, "teacher-base as a reference needs --teacher-base; the experts' own base is called base"

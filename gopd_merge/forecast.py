@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-from gopd_merge.config import MergeConfig
+from gopd_merge.config import AUTO_ALPHAS, MergeConfig
 from gopd_merge.distill.answering import ANSWERED_BY, LEARNT_BY_HEART
 from gopd_merge.distill.footprint import Footprint, Sizes
 from gopd_merge.distill.rollout import prompt_lengths
@@ -48,6 +48,8 @@ class Work:
     evaluated_answers: int
     longest_prompt: int  # of those asked in training, tokens
     longest_test_prompt: int  # 0 where nothing is measured
+    probed_answers: int = 0  # of targets, for --alpha auto
+    longest_probed_prompt: int = 0
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,11 @@ class Forecast:
         if config.method not in LEARNT_BY_HEART:
             phases["score"] = max(one.score(sizes, apart, ratios) for one in (shape, *self._others(config.quantize)))
         phases["update"] = shape.update(sizes, config.estimator, config.top_k, apart)
+        questions = replace(sizes, batch_size=config.batch_size)  # they need not divide by the domains
+        if self.work.probed_answers:  # every question is a row of the expert and one of the base
+            phases["probe"] = shape.mixture(replace(questions, prompt_tokens=self.work.longest_probed_prompt))
         if self.work.evaluated_answers:
-            asked = replace(sizes, prompt_tokens=self.work.longest_test_prompt)
+            asked = replace(questions, prompt_tokens=self.work.longest_test_prompt)
             answers = max(one.rollout(asked) for one in (shape, *self._others(config.quantize)))
             phases["evaluate"] = answers + shape.experts + GRADERS  # the exact average is an adapter of the size of the experts
         if self.device == "cpu":  # the file is mapped while it is read
@@ -241,6 +246,11 @@ def count_work(config: MergeConfig, inputs: Inputs) -> Work:
         found = prompt_lengths(tokenizer, [item.prompt for item in benchmark.items])
         check_lengths(f"{benchmark.domain}'s test", found, config.max_new_tokens, context)
         test_lengths += found
+    probed_lengths: list[int] = []
+    for benchmark in inputs.validation:
+        found = prompt_lengths(tokenizer, [item.prompt for item in benchmark.items])
+        check_lengths(f"{benchmark.domain}'s validation", found, config.max_new_tokens, context)
+        probed_lengths += found
     mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed)
     share = config.prompts_per_step // len(inputs.prompts)
     domains = tuple(
@@ -250,7 +260,17 @@ def count_work(config: MergeConfig, inputs: Inputs) -> Work:
     has_average = inputs.on_one_base and all(e.is_plain for e in inputs.experts)
     roles = 2 + len(inputs.experts) + has_average  # base, merge, experts, average
     responses = len(asked) * config.max_new_tokens
-    return Work(domains, config.steps, sum(asked), responses, roles * len(test_lengths), max(asked), max(test_lengths, default=0))
+    return Work(
+        domains,
+        config.steps,
+        sum(asked),
+        responses,
+        evaluated_answers=roles * len(test_lengths),
+        longest_prompt=max(asked),
+        longest_test_prompt=max(test_lengths, default=0),
+        probed_answers=len(AUTO_ALPHAS) * len(probed_lengths),
+        longest_probed_prompt=max(probed_lengths, default=0),
+    )
 
 
 def check_lengths(domain: str, lengths: Sequence[int], max_new_tokens: int, context: int | None) -> None:

@@ -41,6 +41,7 @@ class MergeResult:
     comparisons: tuple[Comparison, ...]
     document: Mapping[str, Any]  # what --json prints
     table: str  # the results as the command line prints them
+    scale: Mapping[str, Any] | None = None  # how α was chosen, if it was: what scale.json holds
 
 
 def merge(
@@ -77,8 +78,7 @@ def merge(
                 backbone = load_backbone(config, inputs)
         if config.alpha == AUTO:
             with clock.measure("probe"):
-                described = manifest(config, inputs, {}) | {"environment": artefacts.environment(backbone.device)}
-                config = choose_alpha(backbone, config, inputs, folder, described, listener)
+                config, scale = choose_alpha(backbone, config, inputs, folder, listener)
         config, metrics, tokens = train_student(backbone, config, inputs, folder, clock, listener)
         measured = {"seconds": clock.rounded(), "tokens": tokens, "environment": artefacts.environment(backbone.device)}
         found = evaluate(backbone, config, inputs, folder, manifest(config, inputs, metrics) | measured, clock, listener)
@@ -92,17 +92,26 @@ def merge(
             "seconds": clock.rounded(),
             "peak_memory_bytes": peak_memory(backbone.device),
         }
-        described = manifest(config, inputs, metrics) | document
+        described = manifest(config, inputs, metrics) | document | ({"scale": _reasons(scale)} if scale else {})
         results, comparisons = (found.results, found.comparisons) if found else ((), ())
         (folder / "README.md").write_text(card_text(described, found.markdown if found else None), encoding="utf-8")
         artefacts.write_json(folder / MANIFEST, described)  # last: its presence means complete
-    return MergeResult(config.output, results, comparisons, document, found.table if found else "")
+    return MergeResult(config.output, results, comparisons, document, found.table if found else "", scale)
+
+
+def _reasons(scale: Mapping[str, Any]) -> dict[str, Any]:
+    """What was chosen and why; what it rests on is in scale.json."""
+    return {name: scale[name] for name in ("made_by", "chosen", "chosen_options", "why") if name in scale}
 
 
 def look_ahead(config: MergeConfig, inputs: Inputs, listener: Listener) -> None:
     """Notes what is odd about the inputs. Raises InputError for a run that cannot fit into memory."""
     for warning in (*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings):
         listener.note(warning)
+    if config.rotate == "step" and (silent := config.domains[config.steps :]):
+        listener.note(
+            f"--rotate step: in {config.steps} step(s) {', '.join(silent)} will not teach; give --steps {len(config.domains)} or more"
+        )
     forecast = Forecast(config, inputs)
     try:
         forecast.check()

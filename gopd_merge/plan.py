@@ -16,7 +16,7 @@ from gopd_merge.evaluate.validation import load_validation
 from gopd_merge.experts.base import Base, is_model, linear_kinds, resolve_base
 from gopd_merge.experts.fingerprint import check_same_tokenizer
 from gopd_merge.experts.hub import is_hub_id
-from gopd_merge.experts.intake import CONFIG, Expert, read_expert, read_experts
+from gopd_merge.experts.intake import CONFIG, Expert, check_mixable, read_expert, read_experts
 from gopd_merge.prompts.sources import PromptSet, training_prompts
 from gopd_merge.server import is_remote, split_location
 
@@ -74,6 +74,8 @@ def read_inputs(config: MergeConfig, weights: bool = True) -> Inputs:
         base = resolve_base([*experts, *adapters, *own], config.base, fetched, config.quantize)
     for one in references.values():
         if isinstance(one, Base):
+            if config.estimator == "hidden":
+                raise InputError(f"{one.name}: is another model, but --estimator hidden needs roles on one base; use --estimator full")
             check_same_tokenizer(base.name, Path(base.location), one.name, Path(one.location))
     _check_start(config, experts, start)
     paths = {e.domain: e.path for e in experts}
@@ -81,6 +83,8 @@ def read_inputs(config: MergeConfig, weights: bool = True) -> Inputs:
     if config.method == "sft":
         _check_responses(prompts)
     test = own_questions(experts, config) if config.eval else []
+    if config.alpha == AUTO:
+        check_mixable(experts)
     validation = load_validation(paths, limit=config.probe_prompts, max_new_tokens=config.max_new_tokens) if config.alpha == AUTO else []
     if any(benchmark.metric == "code_tests" for benchmark in (*test, *validation)):
         check_sandbox(config.unsafe_exec)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from gopd_merge.eval_config import OWN
 from gopd_merge.options import expert_paths, option, pairs
+from gopd_merge.server import is_remote
 
 ALPHAS = (0.0, 0.5, 1.0, 1.25, 1.5, 2.0, 3.0)
 
@@ -84,6 +85,10 @@ class ProbeConfig(BaseModel):
     def _fits_together(self) -> "ProbeConfig":
         if not self.experts:
             raise ValueError("experts: none given; name at least one LoRA adapter: --experts math.lora code.lora")
+        if remote := [domain for domain, path in self.experts.items() if is_remote(path)]:
+            raise ValueError(
+                f"{', '.join(remote)}: a teacher behind a server cannot be sampled beside the base; name an adapter that is here"
+            )
         if len(set(self.suite)) < len(self.suite):
             raise ValueError(f"--suite {','.join(self.suite)} names a suite twice; name each once")
         return self

@@ -1,5 +1,7 @@
 """Strong to weak: experts on a larger base teach a student on the embedded one, by the real commands."""
 
+import contextlib
+import io
 import json
 import shutil
 import subprocess
@@ -13,13 +15,15 @@ from gopd_merge import casting
 from gopd_merge.casting import assembled
 from gopd_merge.cli import main
 from gopd_merge.config import make_config
-from gopd_merge.distill.backbone import STUDENT
+from gopd_merge.distill.backbone import STUDENT, expert
 from gopd_merge.distill.rollout import generate
 from gopd_merge.distill.target import Scale, score
 from gopd_merge.distillation import load_backbone
 from gopd_merge.errors import InputError
+from gopd_merge.evaluate.tasks import batch_seed
 from gopd_merge.forecast import Forecast
 from gopd_merge.plan import read_inputs
+from gopd_merge.report.plan import plan_text
 
 DOMAINS = ("code", "math")
 SHORT = ["--steps", "2", "--batch-size", "4", "--max-new-tokens", "12", "--quantize", "none"]
@@ -34,10 +38,8 @@ def field(adapters, tmp_path_factory):
     config = LlamaConfig.from_pretrained(adapters / "tiny-base")
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = 192, 256, 3
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = 6, 6, 32
-    big = LlamaForCausalLM(config)
-    with torch.no_grad():  # some tokens must be likelier than others, or no target differs from another
-        big.get_output_embeddings().weight.mul_(20)
-    big.save_pretrained(folder / "big-base")
+    config.initializer_range = 0.1  # some tokens must be likelier than others, or no target differs from another
+    LlamaForCausalLM(config).save_pretrained(folder / "big-base")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(adapters / "tiny-base" / name, folder / "big-base" / name)
     for seed, domain in enumerate(DOMAINS):
@@ -57,17 +59,24 @@ def field(adapters, tmp_path_factory):
 BOTH = ["--experts", "code.lora", "math.lora", "--teacher-base", "big-base", "--base", "small-base"]
 
 
-@pytest.fixture
-def run(field, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def run(field):
     """The command in this process, in that folder: what it left with and printed."""
-    monkeypatch.chdir(field)
 
     def call(*arguments):
-        code = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
+        with contextlib.chdir(field), contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            code = main([str(argument) for argument in arguments])
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
     return call
+
+
+@pytest.fixture(scope="module")
+def merged(run):
+    """A merge with reward correction, measured on few questions: weak.lora."""
+    done = run(*BOTH, *SHORT, "--eval-prompts", "4", "--alpha", "1.5", "--output", "weak.lora")
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.fixture
@@ -80,10 +89,8 @@ def config_of(field):
     return make
 
 
-def test_the_merge_runs_from_the_command_to_a_table(run, field):
-    done = run(*BOTH, *SHORT, "--eval-prompts", "5", "--alpha", "1.5", "--output", "weak.lora")
-    assert done.returncode == 0, done.stderr
-    assert "teachers big-base, full precision, with the experts; student on small-base" in done.stderr
+def test_the_merge_runs_from_the_command_to_a_table(merged, field, config_of):
+    assert "teachers big-base, full precision, with the experts; student on small-base" in merged.stderr
     manifest = json.loads((field / "weak.lora" / "merge.json").read_text())
     rows = {(row["method"], row["domain"]) for row in manifest["results"]}
     assert rows == {(method, domain) for method in ("base", "expert:code", "expert:math", "exopd") for domain in DOMAINS}
@@ -91,48 +98,45 @@ def test_the_merge_runs_from_the_command_to_a_table(run, field):
     assert manifest["teacher_base"]["name"] == "big-base"
     student = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(field / "small-base"), field / "weak.lora")
     assert student.peft_config["default"].base_model_name_or_path == "small-base"
-    answers = {path.name: path.read_text() for path in (field / "weak.lora" / "evaluation" / "answers").iterdir()}
-    texts = {
-        name: [json.loads(line)["text"] for line in content.splitlines()[1:]]
-        for name, content in answers.items()
-        if name.startswith("own.math.5.")
-    }
-    assert len(texts) == 4
-    big = AutoModelForCausalLM.from_pretrained(field / "big-base")
-    tokenizer = AutoTokenizer.from_pretrained(field / "big-base")
-    model = PeftModel.from_pretrained(big, field / "math.lora").eval()
-    likely = {}
-    prompts = [json.loads(line)["prompt"] for line in (field / "math.lora" / "prompts" / "test.jsonl").read_text().splitlines()[:5]]
-    for name, found in texts.items():  # the expert's answers are those of its own base with it: nobody else's are as likely there
-        likely[name] = sum(mean_log_prob(model, tokenizer, prompt, text) for prompt, text in zip(prompts, found, strict=True))
-    assert max(likely, key=likely.get) == "own.math.5.expert-math.jsonl"
+    # Its own base answers for the expert: word for word as Transformers has it say on that base, from the same seed.
+    path = field / "weak.lora" / "evaluation" / "answers" / "own.math.4.expert-math.jsonl"
+    answers = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    asked = [json.loads(line)["prompt"] for line in (field / "math.lora" / "prompts" / "test.jsonl").read_text().splitlines()]
+    prompts = [asked[int(answer["id"].rpartition("/")[2])] for answer in answers]
+    (benchmark,) = [one for one in read_inputs(config_of(eval=True, eval_prompts=4)).test if one.domain == "math"]
+    said = {domain: plain_answers(field / "big-base", field / f"{domain}.lora", prompts, batch_seed(0, benchmark, 0)) for domain in DOMAINS}
+    assert [answer["text"] for answer in answers] == said["math"] != said["code"]
 
 
-def mean_log_prob(model, tokenizer, prompt, text):
-    start = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
-    ids = tokenizer(start, add_special_tokens=False)["input_ids"]
-    answer = tokenizer(text, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
-    with torch.no_grad():
-        log_probs = model(torch.tensor([ids + answer])).logits[0].log_softmax(-1)[len(ids) - 1 : -1]
-    return float(log_probs.gather(1, torch.tensor(answer)[:, None]).mean())
+def plain_answers(base, adapter, prompts, seed):
+    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
+    texts = [tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, tokenize=False) for p in prompts]
+    batch = tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    torch.manual_seed(seed)
+    options = {"do_sample": True, "top_k": 0, "max_new_tokens": 12, "pad_token_id": tokenizer.pad_token_id}
+    out = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options)
+    return tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_eval_measures_it_and_compare_refuses_it_in_a_line(run, field):
-    done = run(*BOTH, *SHORT, "--eval-prompts", "5", "--output", "measured.lora", "--quiet")
-    assert done.returncode == 0, done.stderr
-    refused = run("compare", "measured.lora", "--limit", "5")
+@pytest.mark.parametrize("rivals", ["average", "all"])
+def test_a_comparison_is_refused_in_a_line(run, merged, rivals):
+    refused = run("compare", "weak.lora", "--limit", "4", "--rivals", rivals)
     assert refused.returncode == 2
     assert refused.stderr == (
-        "gopd-merge: measured.lora: was distilled from a larger base, so its experts are no rivals on its own; use gopd-merge eval\n"
+        "gopd-merge: weak.lora: was distilled from a larger base, so its experts are no rivals on its own; use gopd-merge eval\n"
     )
-    answers = field / "measured.lora" / "evaluation" / "answers"
+
+
+def test_it_can_be_measured_again_without_its_teachers(run, merged, field):
+    answers = field / "weak.lora" / "evaluation" / "answers"
     before = {path.name: path.read_bytes() for path in answers.iterdir()}
-    measured = run("eval", "measured.lora", "--limit", "5", "--json", "--quiet")
+    measured = run("eval", "weak.lora", "--limit", "4", "--json", "--quiet")
     assert measured.returncode == 0, measured.stderr
     document = json.loads(measured.stdout)
     assert {row["method"] for row in document["results"]} == {"base", "exopd"}
     assert {path.name: path.read_bytes() for path in answers.iterdir()} == before  # what was answered there is not asked again
-    assert run("report", "measured.lora", "--format", "markdown", "--output", "-").returncode == 0
+    assert run("report", "weak.lora", "--format", "markdown", "--output", "-").returncode == 0
 
 
 def test_the_plan_counts_both_bases(run, config_of, field):
@@ -145,16 +149,16 @@ def test_the_plan_counts_both_bases(run, config_of, field):
     assert plan["memory"]["base"] == pytest.approx(sum(sizes.values()), rel=0.01)
     assert plan["teacher_base"]["name"] == "big-base"
     assert plan["work"]["evaluated_answers"] == 4 * 2 * 1000  # base, two experts, merge
-    assert "teachers  big-base, " in run("plan", *BOTH, *SHORT).stdout
-    alone = Forecast(config_of(), read_inputs(config_of())).memory
-    heavy = Forecast(config_of(method="rkl"), read_inputs(config_of(method="rkl"))).memory
-    assert heavy.phases["rollout"] > alone.phases["rollout"]  # the experts answer on the larger base
+    assert "teachers  big-base, " in plan_text(plan)
+    forecast = Forecast(config_of(), read_inputs(config_of()))
+    heavy = forecast.memory_with(config_of(method="rkl"))
+    assert heavy.phases["rollout"] > forecast.memory.phases["rollout"]  # the experts answer on the larger base
 
 
 def log_probs_of(folder, adapter, rollout):
-    """(N, V) of the response tokens, by a model of its own."""
+    """(N, V) of the response tokens, by a model of its own in float64."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = (PeftModel.from_pretrained(model, adapter) if adapter else model).eval()
+    model = (PeftModel.from_pretrained(model, adapter) if adapter else model).double().eval()
     found = []
     for ids, mask, response in zip(rollout.ids, rollout.attention_mask, rollout.response_mask, strict=True):
         with torch.no_grad():
@@ -188,6 +192,8 @@ def test_the_target_is_the_one_that_the_references_say(field, config_of, monkeyp
     rollout = generate(backbone, STUDENT, prompts, ["code", "code", "math", "math"], 8)
     with assembled(backbone, config, inputs, print) as cast:
         assert taken == loaded
+        on = {name: set(model.peft.peft_config) for name, model in cast.models.items()}
+        assert on == {"base": {STUDENT}, "teacher-base": {expert(domain) for domain in DOMAINS}}  # the experts are on theirs alone
         target = score(cast, rollout, Scale({"code": 1.5, "math": 1.5}), 3, 16)
         rows = torch.arange(rollout.num_tokens)
         found = target.log_probs(cast, rows, torch.zeros(rollout.num_tokens, cast.vocabulary))
@@ -199,7 +205,7 @@ def test_the_target_is_the_one_that_the_references_say(field, config_of, monkeyp
     )
     bases = {"big": log_probs_of(field / "big-base", None, rollout), "small": log_probs_of(field / "small-base", None, rollout)}
     expected = (bases[keep] + 1.5 * (teacher - bases[against])).log_softmax(-1)
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
     other = "small" if against == "big" else "big"
     assert (found - (bases[keep] + 1.5 * (teacher - bases[other])).log_softmax(-1)).abs().max() > 0.5  # the control
 
@@ -233,8 +239,8 @@ def test_what_an_adapter_of_the_other_base_cannot_be_is_refused(config_of, adapt
     assert read_inputs(config_of(start=str(adapters / "math.lora"))).start  # the control: it is of the student's base
 
 
-@pytest.mark.parametrize("method", ["seqkd", "rkl", "opd", "alternate"])
-def test_other_methods_learn_from_the_larger_base_too(run, field, method):
+@pytest.mark.parametrize("method", ["seqkd", "rkl"])
+def test_what_the_experts_answer_is_learnt_from_the_larger_base_too(run, field, method):
     done = run(*BOTH, *SHORT, "--no-eval", "--method", method, "--output", f"{method}.lora", "--quiet")
     assert done.returncode == 0, done.stderr
     assert (field / f"{method}.lora" / "merge.json").is_file()

@@ -3,12 +3,15 @@
 import shlex
 from json import dumps as dump_json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gopd_merge.cli.quiet import quieten_libraries, stop_on_signals
 from gopd_merge.config import MergeConfig, make_config
 from gopd_merge.errors import GopdError, InputError, Interrupted
 from gopd_merge.options import read_config_file
+
+if TYPE_CHECKING:
+    from gopd_merge.pipeline import MergeResult
 
 
 def plan(options: dict[str, Any]) -> None:
@@ -66,7 +69,11 @@ def merge(options: dict[str, Any]) -> None:
             raise GopdError(f"{error}; {_kept(config.output)}") from None
         except Interrupted as error:
             raise Interrupted(f"stopped; {_kept(config.output)}", error.exit_code - 128) from None
-    print(dump_json(result.document, ensure_ascii=False) if as_json else summary(result.table, config))
+    scale = result.scale
+    if as_json:
+        print(dump_json({**result.document, **({"scale": scale} if scale else {})}, ensure_ascii=False))
+    else:
+        print(summary(result, config))
 
 
 def _config(options: dict[str, Any]) -> MergeConfig:
@@ -81,8 +88,13 @@ def _kept(output: Path) -> str:
     return f"{kept}; {output} was not touched"
 
 
-def summary(table: str, config: MergeConfig) -> str:
-    """A merge's table, where it is, and the next two commands."""
+def summary(result: "MergeResult", config: MergeConfig) -> str:
+    """A merge's table, how its α was chosen if that was, where it is, and the next two commands."""
+    from gopd_merge.report.scale import scale_text
+
     written = f"{config.output} written and verified"
     name = shlex.quote(str(config.output))
+    table = result.table  # where something was measured the picture of α is in it
+    if not table and result.scale:
+        return f"{scale_text(result.scale)}\n\n{written}"
     return f"{table}\n\n{written}\ntuned rivals: gopd-merge compare {name} · report: gopd-merge report {name}" if table else written

@@ -25,7 +25,6 @@ def sweep(options: dict[str, Any]) -> None:
     quieten_libraries()
     stop_on_signals()
     from gopd_merge.report.progress import Progress, Silent
-    from gopd_merge.report.scale import scale_text
     from gopd_merge.report.sweep import sweep_text
     from gopd_merge.sweep import sweep as run_sweep
 
@@ -40,7 +39,7 @@ def sweep(options: dict[str, Any]) -> None:
     if as_json:
         print(dump_json({**found.merge.document, "scale": found.scale}, ensure_ascii=False))
     else:
-        print(f"{sweep_text(found.scale)}\n\n{scale_text(found.scale)}\n\n{summary(found.merge.table, config)}")
+        print(f"{sweep_text(found.scale)}\n\n{summary(found.merge, config)}")
 
 
 def _config(options: dict[str, Any]) -> SweepConfig:

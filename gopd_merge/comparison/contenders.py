@@ -45,7 +45,9 @@ class Contender:
         """What its files are called."""
         parts = [self.method.replace(":", "-").replace("/", "-")]
         if self.seed is not None:
-            parts += ["alpha", f"{self.alpha:g}" if self.alpha is not None else "by-domain", "seed", str(self.seed)]
+            by_domain = (self.parameters or {}).get("alpha", {})
+            alphas = [f"{self.alpha:g}"] if self.alpha is not None else [f"{domain}-{value:g}" for domain, value in by_domain.items()]
+            parts += ["alpha", *alphas, "seed", str(self.seed)]
         for name, value in (self.parameters or {}).items():
             if name != "alpha":
                 parts += [f"{name}-{value:g}" if isinstance(value, float | int) else _in_a_name(name, value)]
@@ -83,13 +85,15 @@ def of_experts(experts: Sequence[Expert], home: Backbone | None = None) -> list[
 
 
 def trained(config: MergeConfig, **where: Any) -> Contender:
-    """A merge that was trained with this config: OPD where λ = 1 in every domain, else ExOPD, or the method that it names.
+    """A merge that was trained with this config: OPD where every teacher is copied as it is, else ExOPD, or the method that it names.
 
     `parameters` hold the domains' λ where they differ, and the options that make it another method than the default one.
     """
     alphas = {domain: config.alpha_of(domain) for domain in config.domains}
     one = next(iter(alphas.values())) if len(set(alphas.values())) == 1 else None
-    by_name = config.method if config.method not in ("exopd", "opd") else "opd" if one == 1 else "exopd"
+    if config.cancels_alpha:
+        one = 1.0
+    by_name = "opd" if config.method == "exopd" and config.copies_experts else config.method
     parameters = ({} if one is not None else {"alpha": alphas}) | config.changes
     return Contender(by_name, "trained", alpha=one, parameters=parameters or None, seed=config.seed, **where)
 

@@ -39,7 +39,7 @@ def comparison_document(
         "schema": SCHEMA,
         "kind": KIND,
         "output": about.name,
-        "headline": {"method": about.method, "alpha": about.alpha},
+        "headline": _played(about),
         "suites": [_suite(benchmark, validation) for benchmark in test],
         "methods": [_method(one, next((t for t in tuned if t.contender is one.contender), None), device) for one in measured],
         "results": [asdict(row) for row in results],
@@ -108,7 +108,12 @@ def _curve(contender: Contender) -> dict[str, Any] | None:
     """The metrics of a training run whose log came with its adapter."""
     rows = read_json_lines(contender.folder / METRICS) if contender.folder else []
     label = label_of(contender.method, contender.alpha, contender.parameters)
-    return {"label": label, "method": contender.method, "alpha": contender.alpha, "seed": contender.seed, "rows": rows} if rows else None
+    return {"label": label, **_played(contender), "seed": contender.seed, "rows": rows} if rows else None
+
+
+def _played(contender: Contender) -> dict[str, Any]:
+    """What tells a method from another, in everything that it did."""
+    return {"method": contender.method, "alpha": contender.alpha, "parameters": contender.parameters}
 
 
 def _scale(about: Contender) -> dict[str, Any]:
@@ -133,8 +138,7 @@ def _samples(benchmark: Benchmark, measured: Sequence[Measured]) -> list[dict[st
             "reference": item.answer,
             "answers": [
                 {
-                    "method": one.contender.method,
-                    "alpha": one.contender.alpha,
+                    **_played(one.contender),
                     "text": answer_of[item.id].text[:LONGEST],
                     "correct": answer_of[item.id].score if benchmark.metric == EXPERT_REWARD else bool(answer_of[item.id].score),
                     "length": answer_of[item.id].length,

@@ -60,12 +60,15 @@ def idle_teachers(lineup: Lineup, benchmarks: Sequence[Benchmark]) -> list[str]:
 
 
 def line_up(measured: Sequence[Measured], tuned: Sequence[Tuned], validation: Sequence[Benchmark]) -> Lineup:
-    """The first merge by extrapolation against the best static merge, chosen on validation questions, OPD and other trained methods."""
+    """The first merge by extrapolation against the best static merge, chosen on validation questions, OPD and other trained methods.
+
+    Where there is none it is about the first by another method, and about OPD, which is trained here as a rival, only where that is all.
+    """
     methods = by_method(measured)
     merges = [group for group in methods if group[0].contender.kind == "trained"]
-    others = (OPD, *OTHER_TRAINING)
-    headline = next((group for group in merges if group[0].contender.method not in others), merges[0] if merges else None)
-    named = {group[0].contender.method: group for group in methods}
+    places = dict.fromkeys(OTHER_TRAINING, 1) | {OPD: 2}
+    headline = min(merges, key=lambda group: places.get(group[0].contender.method, 0), default=None)
+    named = {group[0].contender.method: group for group in reversed(methods)}  # the first of each
     rivals = {}
     if static := best_static(tuned, validation):
         method = static.contender.method

@@ -12,7 +12,7 @@ from gopd_merge.comparison.lineup import line_up
 from gopd_merge.comparison.measuring import ANSWERS, TUNING, Setup, check_context, identity, measure_all
 from gopd_merge.comparison.training import train_on
 from gopd_merge.comparison.tuning import Tuned, tune
-from gopd_merge.config import MergeConfig
+from gopd_merge.config import METHOD_OPTIONS, MergeConfig
 from gopd_merge.distill.backbone import Backbone
 from gopd_merge.distillation import Clock, Listener, load_roles
 from gopd_merge.errors import InputError
@@ -170,9 +170,17 @@ def _opd_training(config: EvalConfig, found: Field, folder: Path) -> tuple[Merge
         name = found.entries[0].adapter.name
         raise InputError(f"{name}: has no {MANIFEST} with the options to train α = 1 with; leave opd out of --rivals")
     experts = {e.domain: str(e.path) for e in found.experts}
-    changed = {"alpha": 1.0, "output": folder / "opd.lora", "experts": experts, "base": config.base or merges[0].config.base, "eval": False}
-    training = merges[0].config.model_copy(update=changed)
+    merge = merges[0].config
+    changed = {"output": folder / "opd.lora", "experts": experts, "base": config.base or merge.base, "eval": False}
+    training = merge.model_copy(update=changed | as_opd(merge))
     return training, read_inputs(training)
+
+
+def as_opd(merge: MergeConfig) -> dict[str, Any]:
+    """The options with which this merge would have copied each expert on its own prompts, all else as it was."""
+    plain = ("reference", "kl_reference", "alpha_from", "adaptive", "bound", "deterministic", "weights")
+    reset = {name: MergeConfig.model_fields[name].default for name in plain}
+    return {"method": OPD, "alpha": 1.0, "rotate": "prompt" if merge.rotate == "all" else merge.rotate} | reset
 
 
 def _opd(training: MergeConfig, inputs: Inputs, backbone: Backbone, listener: Listener) -> Contender:
@@ -188,7 +196,8 @@ def _opd(training: MergeConfig, inputs: Inputs, backbone: Backbone, listener: Li
 
 def _check_same_training(config: MergeConfig, opd: Entry) -> None:
     """Raises InputError where the one that was there is not the same training with α = 1."""
-    for name in ("steps", "batch_size", "max_new_tokens", "learning_rate", "lora_rank", "estimator", "seed", "quantize"):
+    same = ("steps", "batch_size", "max_new_tokens", "learning_rate", "lora_rank", "seed", "quantize", *METHOD_OPTIONS)
+    for name in same:
         if getattr(config, name) != getattr(opd.config, name):
             raise InputError(
                 f"{opd.adapter.name}: was trained with {name} {getattr(opd.config, name)}, the merge with {getattr(config, name)}; "
@@ -202,4 +211,4 @@ def _check_different(given: Sequence[Contender]) -> None:
     for one in given:
         other = seen.setdefault(one.slug, one)
         if other is not one:
-            raise InputError(f"{other.name} and {one.name} are both {one.slug}; give adapters that differ in α or seed, each once")
+            raise InputError(f"{other.name} and {one.name} are both {one.slug}; give adapters that differ in method, α or seed, each once")

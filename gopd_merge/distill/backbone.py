@@ -33,11 +33,6 @@ def expert(domain: str) -> str:
     return f"expert-{domain}"
 
 
-def mixes(expert: Expert) -> bool:
-    """Whether it can run beside other roles in one batch: PEFT refuses DoRA there, copies of norms, and a copy that not all have."""
-    return not (expert.uses_dora or expert.saved)
-
-
 class Backbone:
     """The base with all adapters on it. Always in evaluation mode: no dropout, so a role is one deterministic function."""
 
@@ -57,7 +52,7 @@ class Backbone:
         names = [name for name, _ in model.named_modules()]
         for one in experts:
             check_patterns_on(one, names)  # some modules hold no tensor, so that intake cannot know them
-        self._alone = {expert(one.domain) for one in experts if not mixes(one)}  # roles that no other can share a batch with
+        self._alone = {expert(one.domain) for one in experts if not one.mixes}  # roles that no other can share a batch with
         for one in experts:
             if as_shapes:
                 self._add(expert(one.domain), _fresh(one))
@@ -121,7 +116,7 @@ class Backbone:
     def add_reference(self, one: Expert) -> None:
         """An adapter beside the experts, to measure rewards against; its role is its domain. Raises InputError as `load_adapter`."""
         self.load_adapter(one.path, one.domain)
-        if not mixes(one):
+        if not one.mixes:
             self._alone.add(one.domain)
 
     def remove(self, role: str) -> None:
@@ -175,7 +170,7 @@ class Backbone:
 
     @property
     def can_mix(self) -> bool:
-        """Whether all roles can run in one batch, see `mixes`; else `hidden` runs them one after the other."""
+        """Whether all roles can run in one batch, see `Expert.mixes`; else `hidden` runs them one after the other."""
         return not self._alone
 
     @contextmanager

@@ -5,7 +5,8 @@ would allocate it: a storage lives from the operation that makes it until the la
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert
 from gopd_merge.distill.fused import backward_in_chunks
+from gopd_merge.distill.mixture import float_logits
 from gopd_merge.distill.objective import HIDDEN, estimator_of, hidden_distance
 from gopd_merge.distill.target import PROBED_TOKENS
 from gopd_merge.experts.base import load_dtypes
@@ -115,36 +117,66 @@ class Footprint:
         self._fake = FakeTensorMode()
         with self._fake:
             _give_fake_storage(model)
-        self._rollouts: dict[tuple[int, int, int], int] = {}
+        self._rollouts: dict[tuple[bool, int, int, int], int] = {}
 
     def rollout(self, sizes: Sizes) -> int:
         """The prompts' pass, and the last token's pass with the keys and values of all others kept."""
-        key = (sizes.batch_size, sizes.prompt_tokens, sizes.max_new_tokens)
+        return self._longest(False, sizes)
+
+    def mixture(self, sizes: Sizes) -> int:
+        """The same where a target is sampled: expert and base run every prompt side by side, and their logits are mixed."""
+        return self._longest(True, sizes)
+
+    def _longest(self, mixed: bool, sizes: Sizes) -> int:
+        key = (mixed, sizes.batch_size, sizes.prompt_tokens, sizes.max_new_tokens)
         if key not in self._rollouts:
             self._rollouts[key] = self._rollout(*key)
         return self._rollouts[key]
 
     @torch.no_grad()
-    def _rollout(self, batch: int, prompt_tokens: int, max_new_tokens: int) -> int:
+    def _rollout(self, mixed: bool, batch: int, prompt_tokens: int, max_new_tokens: int) -> int:
         total = prompt_tokens + max_new_tokens
         live = LiveBytes()
-        with self._fake, live, self._backbone.role(self._answers) as model:
+        with self._fake, live, self._playing(mixed, batch) as decode:
             cache = DynamicCache(config=self._backbone.model.config)
-            self._decode(model, cache, batch, prompt_tokens)
+            decode(cache, prompt_tokens)
             prompt_peak = live.peak
             while (length := cache.get_seq_length()) < total - 1:  # in long strides: the peak is at the last token
-                self._decode(model, cache, batch, min(length, total - 1 - length))
+                decode(cache, min(length, total - 1 - length))
             live.peak = live.now
-            self._decode(model, cache, batch, 1)
+            decode(cache, 1)
         return max(prompt_peak, live.peak)
 
+    @contextmanager
+    def _playing(self, mixed: bool, batch: int) -> Iterator[Callable[[DynamicCache, int], None]]:
+        """What goes on from a cache by so many tokens: one role, or expert and base in one batch."""
+        backbone = self._backbone
+        if not mixed:
+            with backbone.role(self._answers) as model:
+                yield lambda cache, tokens: self._decode(model, cache, batch, tokens)
+            return
+        rows = [role for role in (self._roles[0], REFERENCE) for _ in range(batch)]
+        with float_logits(backbone), backbone.mixed_batch(rows) as options:
+            yield lambda cache, tokens: self._decode_mixed(cache, batch, tokens, options)
+
+    def _decode_mixed(self, cache: DynamicCache, batch: int, tokens: int, options: dict[str, Any]) -> None:
+        scores = self._next(self._backbone.peft, cache, 2 * batch, tokens, **options)  # (2·B, V)
+        mixed = torch.einsum("r,rbv->bv", scores.new_ones(2), scores.reshape(2, batch, -1))
+        drawn = torch.multinomial(mixed.softmax(-1), 1)
+        torch.full_like(scores, 0.0).scatter_(1, drawn.repeat(2, 1), 1.0)
+
     def _decode(self, model: Any, cache: DynamicCache, batch: int, tokens: int) -> None:
+        logits = self._next(model, cache, batch, tokens)
+        torch.multinomial(logits.softmax(-1), 1)
+
+    def _next(self, model: Any, cache: DynamicCache, batch: int, tokens: int, **options: Any) -> Tensor:
+        """(B, V) float32 logits after so many more tokens, as generate() makes them."""
         mask = torch.ones(batch, cache.get_seq_length() + tokens, dtype=torch.long)
         ids = torch.zeros(batch, tokens, dtype=torch.long)
         positions = (mask.cumsum(-1) - 1)[:, -tokens:]
-        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
-        logits = out.logits[:, -1].to(torch.float32, copy=True)  # (B, V), as generate() samples
-        torch.multinomial(logits.softmax(-1), 1)
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1, **options)
+        logits: Tensor = out.logits[:, -1].to(torch.float32, copy=True)
+        return logits
 
     @torch.no_grad()
     def score(self, sizes: Sizes, apart: bool = False, ratios: bool = False) -> int:

@@ -70,7 +70,7 @@ def generate_mixture(
     ids, mask = encode(backbone, prompts, form)  # (B, P)
     count = len(roles)
     rows = [role for role in roles for _ in prompts]
-    with plain_generation(backbone, max_new_tokens, 0.0, stop) as options, _float_logits(backbone), backbone.mixed_batch(rows) as mixed:
+    with plain_generation(backbone, max_new_tokens, 0.0, stop) as options, float_logits(backbone), backbone.mixed_batch(rows) as mixed:
         out = backbone.peft.generate(  # (R·B, P + T)
             input_ids=ids.repeat(count, 1),
             attention_mask=mask.repeat(count, 1),
@@ -103,7 +103,7 @@ class _OneToken:
 
 
 @contextmanager
-def _float_logits(backbone: Backbone) -> Iterator[None]:
+def float_logits(backbone: Backbone) -> Iterator[None]:
     """Logits projected in float32 where the model has less, as for the target of the training: rounding is amplified by λ + |1 − λ|.
 
     A head with a LoRA on it computes as it does; there the roles differ in the head itself.

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,11 @@ class Expert:
     saved: dict[str, tuple[int, ...]] = field(repr=False)
 
     @property
+    def mixes(self) -> bool:
+        """Whether it can run beside other roles in one batch: PEFT refuses DoRA there, copies of norms, and a copy that not all have."""
+        return not (self.uses_dora or self.saved)
+
+    @property
     def saved_modules(self) -> tuple[str, ...]:
         """Last parts of the names of the modules of which it has a whole copy, sorted."""
         return tuple(sorted({name.split(".")[-2] for name in self.saved}))
@@ -77,6 +82,17 @@ def read_experts(paths: Mapping[str, str], allow_noop: bool = False) -> list[Exp
         if other is not expert:
             raise InputError(f"{other.name} and {expert.name} hold the same adapter; name each expert once")
     return experts
+
+
+def check_mixable(experts: Sequence[Expert]) -> None:
+    """Raises InputError for an expert that cannot run beside the base in one batch: its target cannot be sampled."""
+    for one in experts:
+        if not one.mixes:
+            cause = "it uses DoRA" if one.uses_dora else "it has saved modules"
+            raise InputError(
+                f"{one.path}: {cause}, so it cannot run beside the base in one batch, as sampling the target needs; "
+                "choose α by gopd-merge sweep, or give it as a number"
+            )
 
 
 def try_experts(paths: Mapping[str, str], allow_noop: bool = False) -> tuple[list[Expert], list[InputError]]:

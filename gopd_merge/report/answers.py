@@ -38,19 +38,16 @@ class Question:
 
 def questions(document: Document) -> list[Question]:
     """All samples of the document, the merge's answer first in each."""
-    labels = {(line.method, line.alpha): line.label for line in reversed(lines_of(document))}
+    labels = {line.who: line.label for line in reversed(lines_of(document))}
     headline = headline_of(lines_of(document))
-    about = (headline.method, headline.alpha) if headline else None
+    about = headline.who if headline else None
     count = sum(len(s.answers) for s in document.samples) or 1
     limit = max(SHORTEST, min(LONGEST, BUDGET // count))
     found = []
     for number, sample in enumerate(document.samples):
-        ordered = sorted(sample.answers, key=lambda a: (a.method, a.alpha) != about)
+        ordered = sorted(sample.answers, key=lambda a: a.who != about)
         first = shortened(ordered[0].text, limit)[0] if ordered else ""
-        shown = [
-            _shown(a, labels.get((a.method, a.alpha), a.method), first if i else None, limit, (a.method, a.alpha) == about)
-            for i, a in enumerate(ordered)
-        ]
+        shown = [_shown(a, labels.get(a.who, a.method), first if i else None, limit, a.who == about) for i, a in enumerate(ordered)]
         grades = {grade(a.correct) for a in ordered}
         title = f"{document.title((sample.suite, sample.domain))} · {sample.id}"
         prompt = shortened(sample.prompt, LONGEST)[0]

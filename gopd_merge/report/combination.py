@@ -34,11 +34,11 @@ def combine(documents: Mapping[str, Document]) -> Document:
         update={
             "output": _joined(d.output for d in parts),
             "suites": _first(parts, lambda d: d.suites, lambda s: s.key),
-            "methods": _first(parts, lambda d: d.methods, lambda m: (m.method, m.alpha, repr(m.parameters), m.sha256)),
+            "methods": _first(parts, lambda d: d.methods, lambda m: (m.who, m.sha256)),
             "results": rows,
-            "comparisons": _first(parts, lambda d: d.comparisons, lambda c: (c.key, c.method, c.alpha, c.seeds, c.rival, c.rival_is)),
+            "comparisons": _first(parts, lambda d: d.comparisons, lambda c: (c.key, c.who, c.seeds, c.rival, c.rival_is)),
             "tuning": _first(parts, lambda d: d.tuning, lambda t: (t.method, repr(t.parameters), t.suite, t.domain)),
-            "curves": _first(parts, lambda d: d.curves, lambda c: (c.label, c.method, c.alpha, c.seed)),
+            "curves": _first(parts, lambda d: d.curves, lambda c: (c.who, c.seed)),
             "samples": _samples(parts),
             "command": _joined((d.command for d in parts), "\n"),
             "seconds": _sums(d.seconds for d in parts),
@@ -49,7 +49,7 @@ def combine(documents: Mapping[str, Document]) -> Document:
 
 def identity(row: ResultRow) -> tuple[Hashable, ...]:
     """What makes two rows the same measurement."""
-    return *row.key, row.method, row.alpha, repr(sorted((row.parameters or {}).items())), row.split, row.seed, row.seeds
+    return *row.key, row.who, row.split, row.seed, row.seeds
 
 
 def _check_models(documents: Mapping[str, Document]) -> None:
@@ -109,8 +109,8 @@ def _samples(parts: Sequence[Document]) -> tuple[Sample, ...]:
     for document in parts:
         for sample in document.samples:
             known = found.setdefault((sample.suite, sample.domain, sample.id), sample)
-            had = {(a.method, a.alpha) for a in known.answers}
-            answers = known.answers + tuple(a for a in sample.answers if (a.method, a.alpha) not in had)
+            had = {a.who for a in known.answers}
+            answers = known.answers + tuple(a for a in sample.answers if a.who not in had)
             found[sample.suite, sample.domain, sample.id] = known.model_copy(update={"answers": answers})
     return tuple(found.values())
 

@@ -6,7 +6,7 @@ The models here are the JSON form. A row of `results` is a `gopd_merge.evaluate.
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +18,7 @@ EVALUATION, RESULTS = "evaluation", "results.json"  # a folder in that of a merg
 AGAIN = "write it again with gopd-merge compare"
 
 Key = tuple[str, str]  # (suite, domain): one benchmark
+Who = tuple[str, float | None, str]  # method, α and parameters: what tells one row of a table from another
 
 
 class Part(BaseModel):
@@ -26,10 +27,25 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
 
-class Headline(Part):
-    """The method that the document is about."""
+class Played(Part):
+    """Something that one method did. Where `parameters` are missing, reading takes those of the first method of that name and α."""
 
     method: str
+    alpha: float | None = None
+    parameters: dict[str, Any] | None = None
+
+    @property
+    def who(self) -> Who:
+        """Which method it was, apart from the seed."""
+        return self.method, self.alpha, json.dumps(self.parameters or {}, sort_keys=True)
+
+
+P = TypeVar("P", bound=Played)
+
+
+class Headline(Played):
+    """The method that the document is about."""
+
     alpha: float | None
 
 
@@ -69,26 +85,22 @@ class Cost(Part):
     device: str | None = None
 
 
-class Method(Part):
+class Method(Played):
     """What was measured: one adapter, or weight arithmetic on the experts."""
 
-    method: str
     label: str
     kind: str  # base, expert, static or trained
-    parameters: dict[str, Any] | None = None
-    alpha: float | None = None
     lost: float | None = None  # share of a merge's squared norm that does not fit into an adapter
     sha256: str | None = None
     adapter: str | None = None
     cost: Cost | None = None
 
 
-class ResultRow(Part):
+class ResultRow(Played):
     """One score with its 95 % interval over questions: `statistics.Result` as JSON."""
 
     suite: str
     domain: str
-    method: str
     parameters: dict[str, Any] | None
     alpha: float | None
     split: str
@@ -112,16 +124,14 @@ class ResultRow(Part):
         return self.suite, self.domain
 
 
-class ComparisonRow(Part):
+class ComparisonRow(Played):
     """A paired difference with its 95 % interval: `statistics.Comparison` as JSON.
 
-    `alpha` and `seeds` say which merge was compared; they are filled in by reading, from the document's headline.
+    `alpha`, `parameters` and `seeds` say which merge was compared; they are filled in by reading, from the document's headline.
     """
 
     suite: str
     domain: str
-    method: str
-    alpha: float | None = None
     seeds: tuple[int, ...] = ()
     rival: str
     rival_is: str
@@ -168,21 +178,18 @@ class CurveRow(Part):
     domains: dict[str, dict[str, float | None]] = {}
 
 
-class Curve(Part):
+class Curve(Played):
     """The metrics of one training run."""
 
     label: str
-    method: str
     alpha: float | None
     seed: int | None = None
     rows: tuple[CurveRow, ...]
 
 
-class Answer(Part):
+class Answer(Played):
     """What one method wrote. `length` in tokens; `correct` true, false, or a score."""
 
-    method: str
-    alpha: float | None = None
     text: str
     correct: bool | float
     length: int
@@ -315,12 +322,24 @@ def _readable(value: Any) -> Any:
 
 
 def _with_compared(document: Document) -> Document:
-    """Say in every comparison of the headline which alpha and seeds it is about; the rows name only the method."""
-    headline = document.headline
-    rows = [r for r in document.results if (r.method, r.alpha) == (headline.method, headline.alpha)]
+    """Say of everything which parameters it had, and in every comparison of the headline which merge it is about."""
+    known = {(row.method, row.alpha): row.parameters for row in reversed(document.results)}
+
+    def named(part: P) -> P:
+        missing = "parameters" not in part.model_fields_set
+        return part.model_copy(update={"parameters": known.get((part.method, part.alpha))}) if missing else part
+
+    headline = named(document.headline)
+    rows = [row for row in document.results if row.who == headline.who]
     seeds = max((r.seeds or ((r.seed,) if r.seed is not None else ()) for r in rows), key=len, default=())
-    filled = [
-        c.model_copy(update={"alpha": headline.alpha, "seeds": seeds}) if c.method == headline.method and not c.seeds else c
-        for c in document.comparisons
-    ]
-    return document.model_copy(update={"comparisons": tuple(filled)})
+    about = {"alpha": headline.alpha, "parameters": headline.parameters, "seeds": seeds}
+    return document.model_copy(
+        update={
+            "headline": headline,
+            "comparisons": tuple(
+                c.model_copy(update=about) if c.method == headline.method and not c.seeds else named(c) for c in document.comparisons
+            ),
+            "curves": tuple(map(named, document.curves)),
+            "samples": tuple(s.model_copy(update={"answers": tuple(map(named, s.answers))}) for s in document.samples),
+        }
+    )

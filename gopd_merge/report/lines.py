@@ -1,17 +1,15 @@
 """What a report has one line for: a method with its rows on every benchmark, and how its numbers are written. No torch."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import sqrt
 from typing import Any
 
-from gopd_merge.report.document import Document, Key, Method, ResultRow
-from gopd_merge.report.terminal import label_of
+from gopd_merge.report.document import Document, Key, Method, ResultRow, Who
+from gopd_merge.report.terminal import TRAINED, label_of, parameters_text
 
 SHARES = ("math_answer", "function_cases", "code_tests")  # metrics that are shares of right answers, written in per cent
-TRAINED = ("sft", "seqkd", "alternate", "opd", "exopd")
 
 Interval = tuple[float, float, float]  # value, low, high
 
@@ -20,6 +18,7 @@ Interval = tuple[float, float, float]  # value, low, high
 class Line:
     """One method (of one alpha, one set of coefficients) with its results by benchmark."""
 
+    who: Who
     label: str
     kind: str  # base, expert, static or trained
     method: str
@@ -44,31 +43,29 @@ class Line:
 
 def lines_of(document: Document) -> list[Line]:
     """All methods in the document's order. Runs of several seeds without a common row get a line each."""
-    groups: dict[tuple[Any, ...], list[ResultRow]] = {}
+    groups: dict[Who, list[ResultRow]] = {}
     for row in document.results:
-        groups.setdefault((row.method, row.alpha, json.dumps(row.parameters, sort_keys=True)), []).append(row)
-    order = {(m.method, m.alpha): number for number, m in reversed(list(enumerate(document.methods)))}
-    about = (document.headline.method, document.headline.alpha)
+        groups.setdefault(row.who, []).append(row)
+    order = {m.who: number for number, m in reversed(list(enumerate(document.methods)))}
     lines = []
-    for (method, alpha, _), rows in sorted(groups.items(), key=lambda item: order.get(item[0][:2], len(order))):
+    for who, rows in sorted(groups.items(), key=lambda item: order.get(item[0], len(order))):
         pooled = [r for r in rows if r.seed is None]
         seeds = [None] if pooled else list(dict.fromkeys(r.seed for r in rows))
         for seed in seeds:
-            line = _line(document, [r for r in rows if r.seed == seed], (method, alpha) == about)
+            line = _line(document, [r for r in rows if r.seed == seed], who == document.headline.who)
             lines.append(replace(line, label=f"{line.label}, seed {seed}") if len(seeds) > 1 else line)
     return _distinct(lines)
 
 
 def _line(document: Document, rows: Sequence[ResultRow], headline: bool) -> Line:
     first = rows[0]
-    same = [m for m in document.methods if (m.method, m.alpha) == (first.method, first.alpha)]
-    described = [m for m in same if m.parameters == first.parameters] or same
+    described = [m for m in document.methods if m.who == first.who]
     label, kind = (
         (described[0].label, described[0].kind)
         if described
         else (label_of(first.method, first.alpha, first.parameters), _kind(first.method))
     )
-    return Line(label, kind, first.method, first.alpha, first.parameters, {r.key: r for r in rows}, described, headline)
+    return Line(first.who, label, kind, first.method, first.alpha, first.parameters, {r.key: r for r in rows}, described, headline)
 
 
 def _kind(method: str) -> str:
@@ -95,12 +92,6 @@ def headline_of(lines: Sequence[Line]) -> Line | None:
 def rival_label(lines: Sequence[Line], rival: str) -> str:
     """The label of the method that a comparison names."""
     return next((line.label for line in lines if line.method == rival and not line.headline), rival.replace("_", " "))
-
-
-def parameters_text(parameters: Mapping[str, Any] | None) -> str:
-    """`density 0.5, scale 1`."""
-    shown = (f"{v:g}" if isinstance(v, float | int) and not isinstance(v, bool) else str(v) for v in (parameters or {}).values())
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in zip(parameters or (), shown, strict=True))
 
 
 def is_share(document: Document, key: Key) -> bool:

@@ -12,6 +12,7 @@ WHAT = {
     "student": "the adapter that is trained",
     "optimizer": "AdamW's two numbers for each trained one",
     "load": "and the base's file while it is read",
+    "probe": "and keys and values of expert and base for a batch of questions",
     "rollout": "and keys and values of all answers",
     "score": "and hidden states of experts and reference",
     "update": "and activations of a micro-batch, gradients, and the loss of a chunk",
@@ -32,7 +33,9 @@ def plan_text(document: Mapping[str, Any]) -> str:
         times = f"{d['asked'] / d['prompts']:.1f} times each"
         tokens = f"{d['mean_tokens']:.0f} tokens on average, {d['longest']:,} the longest"
         rows.append(["prompts" if number == 0 else "", f"{d['domain']}: {d['prompts']:,}, asked {times}; {tokens}"])
-    rows.append(["work", f"{work['steps']:,} steps × {work['batch_size']} prompts, then {work['evaluated_answers']:,} answers to measure"])
+    first = f"{work['probed_answers']:,} answers of the targets to choose α, then " if work["probed_answers"] else ""
+    then = f"then {work['evaluated_answers']:,} answers to measure"
+    rows.append(["work", f"{first}{work['steps']:,} steps × {work['batch_size']} prompts, {then}"])
     rows.append(["tokens", f"{work['prompt_tokens']:,} of prompts, at most {work['response_tokens']:,} of responses"])
     blocks = [columns(rows), memory_text(memory), _verdict(document)]
     blocks += [f"warning  {text}" for text in document["warnings"]]

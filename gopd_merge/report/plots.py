@@ -53,8 +53,7 @@ def _score_plot(document: Document, number: int, suite: Suite, lines: Sequence[L
 
 def difference_plots(document: Document) -> list[Plot]:
     """For each benchmark the paired difference between the merge and each rival, the first of each rival."""
-    about = (document.headline.method, document.headline.alpha)
-    mine = [c for c in document.comparisons if (c.method, c.alpha) == about]
+    mine = [c for c in document.comparisons if c.who == document.headline.who]
     plots = []
     for number, suite in enumerate(document.suites):
         first: dict[str, ComparisonRow] = {}

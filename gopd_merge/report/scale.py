@@ -90,8 +90,12 @@ def scale_of(document: Document) -> Scale | None:
 
 
 def scale_text(document: Mapping[str, Any]) -> str:
-    """A scale document for the terminal: for each benchmark a row for each point, with its interval drawn, then what was chosen and why."""
-    scale = checked_scale(document)
+    """A scale document for the terminal, see `picture`. Raises InputError where it is none."""
+    return picture(checked_scale(document))
+
+
+def picture(scale: Scale) -> str:
+    """For each benchmark a row for each point, with its interval drawn, then what was chosen and why."""
     blocks = [_picture(scale, key, points) for key, points in scale.benchmarks().items()]
     reasons = [f"{domain}: {printable(why)}" for domain, why in sorted(scale.why.items())]
     return "\n\n".join([*blocks, *(["\n".join(reasons)] if reasons else [])])

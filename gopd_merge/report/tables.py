@@ -11,11 +11,11 @@ from gopd_merge.report.lines import (
     is_share,
     lines_of,
     p_text,
-    parameters_text,
     rival_label,
     score_text,
 )
 from gopd_merge.report.retention import Retention, retentions
+from gopd_merge.report.terminal import parameters_text
 from gopd_merge.report.verdict import reading
 
 NONE = "–"
@@ -110,16 +110,16 @@ def seeds_table(document: Document) -> Table | None:
 def comparison_table(document: Document) -> Table:
     """Every paired difference, its interval and what may be concluded."""
     lines = lines_of(document)
-    several = len({(c.method, c.alpha, c.seeds) for c in document.comparisons}) > 1
+    several = len({(c.who, c.seeds) for c in document.comparisons}) > 1
     rows = []
     for c in document.comparisons:
         share = is_share(document, c.key)
         size = difference_text((c.difference, c.low, c.high), share)
         cells = [Cell(_title(document, c.key)), Cell(rival_label(lines, c.rival)), Cell(c.rival_is), Cell(size, c.difference)]
         cells += [Cell(f"{c.n:,}", c.n), Cell(p_text(c.p), c.p), Cell(p_text(c.p_holm), c.p_holm), Cell(c.test), Cell(reading(c))]
-        about = (c.method, c.alpha) == (document.headline.method, document.headline.alpha)
+        about = c.who == document.headline.who
         if several:
-            label = next((line.label for line in lines if (line.method, line.alpha) == (c.method, c.alpha)), c.method)
+            label = next((line.label for line in lines if line.who == c.who), c.method)
             cells.insert(0, Cell(label + (f", seeds {', '.join(map(str, c.seeds))}" if c.seeds else "")))
         rows.append(Row(cells, several and about))
     points = any(is_share(document, c.key) for c in document.comparisons)

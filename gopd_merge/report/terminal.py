@@ -17,20 +17,43 @@ NAMES = {
     "rkl": "reverse KL on the experts' answers",
     "alternate": "one domain after the other",
 }
+TRAINED = ("opd", "exopd", "seqkd", "sft", "rkl", "alternate")
 WITHOUT_ALPHA = ("seqkd", "sft")
 
 
 def label_of(method: str, alpha: float | None, parameters: Mapping[str, Any] | None = None) -> str:
-    """A method's name for people: `math expert`, `merged, α = 2`, `merged, α = code 1, math 2`."""
+    """A method's name for people: `math expert`, `merged, α = 2`, `merged, α = code 1, math 2`, `merged, α = 2, estimator sampled`.
+
+    Of a trained one all options that make it another method are in it; of a path the last part.
+    """
     kind, _, name = method.partition(":")
     if name:
         return f"{name} expert" if kind == "expert" else name
-    name = NAMES.get(method, method.replace("_", " "))
-    if method in WITHOUT_ALPHA:
-        return name
-    by_domain = (parameters or {}).get("alpha", {})
-    text = ", ".join(f"{domain} {value:g}" for domain, value in by_domain.items()) if alpha is None else f"{alpha:g}"
-    return f"{name}, α = {text}" if text else name
+    parts = [NAMES.get(method, method.replace("_", " "))]
+    given = dict(parameters or {})
+    by_domain = given.pop("alpha", {})
+    if alpha is not None and method not in WITHOUT_ALPHA:
+        parts.append(f"α = {alpha:g}")
+    elif by_domain:
+        parts.append(f"α = {_value_text(by_domain)}")
+    if method in TRAINED and given:
+        short = {name: value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else value for name, value in given.items()}
+        parts.append(parameters_text(short))
+    return ", ".join(parts)
+
+
+def parameters_text(parameters: Mapping[str, Any] | None) -> str:
+    """`density 0.5, scale 1`, `estimator sampled, balance, weights code 0.5, math 1`."""
+    shown = ((name.replace("_", " "), _value_text(value)) for name, value in (parameters or {}).items())
+    return ", ".join(f"{name} {value}".rstrip() for name, value in shown)
+
+
+def _value_text(value: Any) -> str:
+    if value is True:
+        return ""  # its name says it
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_value_text(part)}" for name, part in value.items())
+    return f"{value:g}" if isinstance(value, float | int) else str(value)
 
 
 def byte_text(size: float) -> str:

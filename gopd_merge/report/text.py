@@ -5,21 +5,22 @@ from collections.abc import Iterator
 
 from gopd_merge.errors import printable
 from gopd_merge.report.document import Document
-from gopd_merge.report.scale import scale_of, scale_tables
+from gopd_merge.report.scale import picture, scale_of, scale_tables
 from gopd_merge.report.tables import Table, comparison_table, retention_table, score_table, seeds_table
 from gopd_merge.report.terminal import columns
 from gopd_merge.report.verdict import verdict_of
 
 
 def terminal_text(document: Document) -> str:
-    """The verdict and the tables, aligned."""
+    """The verdict and the tables, aligned; what was known about α before the merge is drawn."""
     verdict = verdict_of(document)
     blocks = [f"{verdict.word}: {printable(verdict.sentence)}"] if verdict.status != "none" else []
     for table in _tables(document):
         rows = [[title for title, _ in table.columns], *([cell.text for cell in row.cells] for row in table.rows)]
         blocks.append(f"{table.caption}\n" + columns([["  " + printable(row[0]), *map(printable, row[1:])] for row in rows]))
         blocks[-1] += f"\n  {table.note}" if table.note else ""
-    return "\n\n".join(blocks)
+    known = scale_of(document)
+    return "\n\n".join([*blocks, *([picture(known)] if known else [])])
 
 
 def markdown_text(document: Document) -> str:
@@ -28,7 +29,8 @@ def markdown_text(document: Document) -> str:
     blocks = [f"**{verdict.word}.** {escaped(verdict.sentence)}"]
     if verdict.findings:
         blocks.append("\n".join(f"- {escaped(f.text)}: **{f.reading}**" for f in verdict.findings))
-    for table in _tables(document):
+    known = scale_of(document)
+    for table in (*_tables(document), *(scale_tables(known) if known else ())):
         blocks.append(f"**{escaped(table.caption)}**\n\n{markdown_table(table)}")
         if table.note:
             blocks.append(escaped(table.note))
@@ -50,8 +52,6 @@ def _tables(document: Document) -> Iterator[Table]:
     for table in (comparison_table(document), retention_table(document), seeds_table(document)):
         if table is not None and table.rows:
             yield table
-    known = scale_of(document)
-    yield from scale_tables(known) if known else ()
 
 
 def markdown_table(table: Table) -> str:

@@ -32,9 +32,8 @@ class Run:
 
 def runs(document: Document) -> list[Run]:
     """All training runs that have at least one step, the headline's first."""
-    about = (document.headline.method, document.headline.alpha)
     found = [
-        _run(number, curve, len({c.seed for c in document.curves}) > 1, (curve.method, curve.alpha) == about)
+        _run(number, curve, len({c.seed for c in document.curves}) > 1, curve.who == document.headline.who)
         for number, curve in enumerate(document.curves)
         if curve.rows
     ]

@@ -50,7 +50,7 @@ def verdict_of(document: Document) -> Verdict:
     lines = lines_of(document)
     headline = headline_of(lines)
     label = headline.label if headline else document.headline.method
-    mine = [c for c in document.comparisons if (c.method, c.alpha) == (document.headline.method, document.headline.alpha)]
+    mine = [c for c in document.comparisons if c.who == document.headline.who]
     mine = [c for c in mine if c.seeds == mine[0].seeds]  # of several runs of it, the first document's
     used = [c for c in mine if c.rival_is in STRONGEST] or mine
     if not used:

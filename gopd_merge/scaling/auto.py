@@ -1,6 +1,5 @@
 """`--alpha auto`: the probe, inside a merge, of the very target that the merge would train."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +9,38 @@ from torch import Tensor
 from gopd_merge import artefacts
 from gopd_merge.casting import aims_of, rule_of
 from gopd_merge.comparison.measuring import Setup, identity
-from gopd_merge.config import MergeConfig
+from gopd_merge.config import AUTO_ALPHAS, MergeConfig
 from gopd_merge.distill.backbone import Backbone
 from gopd_merge.distill.mixture import Mix
-from gopd_merge.distillation import Listener
+from gopd_merge.distillation import Clock, Listener, manifest
 from gopd_merge.plan import Inputs
 from gopd_merge.report.scale import SCALE
 from gopd_merge.scaling.document import scale_document
 from gopd_merge.scaling.probe import Target, probe_on
 
-GRID = (1.0, 1.25, 1.5, 2.0, 3.0)
 PROBE = "probe"  # the folder of its answers, in that of the merge
 
 
 def choose_alpha(
-    backbone: Backbone, config: MergeConfig, inputs: Inputs, folder: Path, described: Mapping[str, Any], listener: Listener
-) -> MergeConfig:
-    """The config with the α that the probe chooses for each domain; its answers and scale.json, with the reasons, go to `folder`."""
+    backbone: Backbone, config: MergeConfig, inputs: Inputs, folder: Path, listener: Listener
+) -> tuple[MergeConfig, dict[str, Any]]:
+    """The config with the α that the probe chooses for each domain, and the document of how; that and the answers go to `folder`."""
+    clock = Clock()
     base = identity(inputs.base, inputs.experts, config.quantize)
     setup = Setup(folder / PROBE, base, config.seed, config.batch_size, config.unsafe_exec)
-    found = probe_on(backbone, inputs.validation, GRID, setup, listener, target_of(config, inputs), config.changes)
-    artefacts.replace_json(folder / SCALE, scale_document("probe", found.points, found.chosen, found.why, described))
+    found = probe_on(backbone, inputs.validation, AUTO_ALPHAS, setup, listener, target_of(config, inputs), config.changes)
+    known = manifest(config, inputs, {})
+    described = {
+        "command": "gopd-merge --config merge.json --alpha auto",
+        **{name: known[name] for name in ("inputs", "base", "config")},
+        "environment": artefacts.environment(backbone.device),
+        "seconds": clock.rounded(),
+    }
+    document = scale_document("probe", found.points, found.chosen, found.why, described)
+    artefacts.replace_json(folder / SCALE, document)
     for domain, alpha in found.chosen.items():
         listener.note(f"α = {alpha:g} for {domain}: {found.why[domain]}")
-    return config.model_copy(update={"alpha": dict(found.chosen)})
+    return config.model_copy(update={"alpha": dict(found.chosen)}), document
 
 
 def target_of(config: MergeConfig, inputs: Inputs) -> Target:

@@ -22,10 +22,9 @@ from gopd_merge.comparison.measuring import (
     responding,
     scores_of_answers,
 )
-from gopd_merge.distill.backbone import Backbone, mixes
+from gopd_merge.distill.backbone import Backbone
 from gopd_merge.distill.mixture import Mix, expert_and_base, generate_mixture
 from gopd_merge.distillation import Clock, Listener, load_roles
-from gopd_merge.errors import InputError
 from gopd_merge.evaluate.answers import Answer
 from gopd_merge.evaluate.sandbox import check_sandbox
 from gopd_merge.evaluate.statistics import Scores, scores_of, summarise
@@ -33,7 +32,7 @@ from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark
 from gopd_merge.evaluate.tasks import ask
 from gopd_merge.evaluate.validation import load_validation
 from gopd_merge.experts.base import context_length, load_tokenizer, resolve_base
-from gopd_merge.experts.intake import Expert, read_experts
+from gopd_merge.experts.intake import check_mixable, read_experts
 from gopd_merge.probe_config import ProbeConfig
 from gopd_merge.report.document import ScalePoint
 from gopd_merge.report.progress import Silent
@@ -102,17 +101,6 @@ def probe(config: ProbeConfig, command: str, listener: Listener | None = None) -
         document = scale_document("probe", found.points, found.chosen, found.why, described)
         artefacts.replace_json(setup.folder / SCALE, document)
     return Probe(setup.folder, document)
-
-
-def check_mixable(experts: Sequence[Expert]) -> None:
-    """Raises InputError for an expert that cannot run beside the base in one batch: its target cannot be sampled."""
-    for one in experts:
-        if not mixes(one):
-            cause = "it uses DoRA" if one.uses_dora else "it has saved modules"
-            raise InputError(
-                f"{one.path}: {cause}, so it cannot run beside the base in one batch, as sampling the target needs; "
-                "choose α by gopd-merge sweep, or give it as a number"
-            )
 
 
 def probe_on(

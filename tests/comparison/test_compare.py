@@ -203,7 +203,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line_before_anything_is_asked
 
 def test_the_same_merge_twice_is_refused(compared, merged, tmp_path):
     twin = shutil.copytree(merged, tmp_path / "twin.lora")
-    with pytest.raises(InputError, match="differ in α or seed"):
+    with pytest.raises(InputError, match="differ in method, α or seed"):
         compared(merged, twin)
 
 

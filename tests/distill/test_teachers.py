@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from gopd_merge.casting import assembled
 from gopd_merge.config import make_config
-from gopd_merge.distill.backbone import START, STUDENT, Backbone, expert
+from gopd_merge.distill.backbone import REFERENCE, START, STUDENT, Backbone, expert
 from gopd_merge.distill.cast import plain_cast
 from gopd_merge.distill.rollout import generate
 from gopd_merge.distill.target import Scale, score
@@ -21,6 +21,7 @@ from gopd_merge.errors import GopdError
 from gopd_merge.experts.deltas import Update, load_updates
 from gopd_merge.experts.intake import read_experts
 from gopd_merge.experts.static import average, weighted_sum
+from gopd_merge.pipeline import look_ahead
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent
 
@@ -260,6 +261,86 @@ def test_the_order_of_four_experts_changes_no_byte(options, trained):
     found = {trained(order, **options) for order in (("math", "code", "e10", "e1"), ("e1", "e10", "math", "code"))}
     assert len(found) == 1
     assert trained(("math", "code", "e10", "e1"), **options, seed=1) not in found  # the control
+
+
+# rotation
+
+
+@pytest.fixture(scope="module")
+def rotated(adapters, many, tmp_path_factory):
+    """rotated(**options): the rows of metrics.jsonl of three steps with three experts, and the roles of each scoring pass of a step."""
+    folder = tmp_path_factory.mktemp("rotated")
+    (folder / "e1.jsonl").write_text("".join(json.dumps({"prompt": f"Is {i} or {i + 1} more?"}) + "\n" for i in range(9)))
+    paths = {"math": str(adapters / "math.lora"), "code": str(adapters / "code.lora"), "e1": many["e1"]}
+    given = {"experts": paths, "prompts": {"e1": str(folder / "e1.jsonl")}, "alpha": 1.5, "quantize": "none", "eval": False}
+    given |= {"steps": 3, "batch_size": 6, "micro_batch_size": 4, "max_new_tokens": 6, "lora_rank": 4}
+    loaded = []
+
+    def train(**options):
+        config = make_config(given | options)
+        inputs = read_inputs(config)
+        if not loaded:
+            loaded.append(load_backbone(config, inputs))
+        passes, whole = [[]], Backbone.hidden
+
+        class Steps(Silent):
+            def step(self, step, steps, metrics):
+                passes.append([])
+
+        def hidden(backbone, roles, ids, mask):
+            if roles != STUDENT:
+                passes[-1].append(tuple(roles))
+            return whole(backbone, roles, ids, mask)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Backbone, "hidden", hidden)
+            output = tmp_path_factory.mktemp("output")
+            train_student(loaded[0], config, inputs, output, Clock(), Steps())
+        return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()], passes[:3]
+
+    return train
+
+
+@pytest.mark.parametrize(("rotate", "steps"), [("step", 1), ("step", 2), ("prompt", 1)])
+def test_steps_that_are_too_few_for_all_to_teach_are_noted(adapters, rotate, steps):
+    paths = {d: str(adapters / f"{d}.lora") for d in ALPHAS}
+    config = make_config({"experts": paths, "rotate": rotate, "steps": steps, "batch_size": 4, "quantize": "none", "eval": False})
+    notes = []
+
+    class Notes(Silent):
+        def note(self, text):
+            notes.append(text)
+
+    look_ahead(config, read_inputs(config), Notes())
+    said = ["--rotate step: in 1 step(s) math will not teach; give --steps 2 or more"]
+    assert notes == (said if (rotate, steps) == ("step", 1) else [])
+
+
+@pytest.mark.parametrize("rotate", ["step", "prompt", "all"])
+def test_one_expert_is_on_in_a_step_where_they_rotate_by_steps(rotated, rotate):
+    """Two passes a step, of four prompts and of two; each prompt is a row of the reference and one of every expert that teaches it."""
+    rows, passes = rotated(rotate=rotate)
+    on = [{role for roles in step for role in roles} for step in passes]
+    taught = [set(row["domains"]) for row in rows]
+    everybody = {"code", "e1", "math"}
+    assert taught == ([{"code"}, {"e1"}, {"math"}] if rotate == "step" else [everybody] * 3)
+    assert on == [{REFERENCE, *(expert(domain) for domain in domains)} for domains in taught]
+    teachers = 3 if rotate == "all" else 1
+    assert [[len(roles) for roles in step] for step in passes] == [[4 * (1 + teachers), 2 * (1 + teachers)]] * 3
+
+
+def test_the_gradient_of_every_teacher_is_in_the_log(rotated):
+    """Of the balance the norms as they were before it; without it what each pulls at the hidden states is there all the same."""
+    for balance in (True, False):
+        rows, _ = rotated(balance=balance)
+        for row in rows:
+            norms = row.get("grad_norm_by_domain", {})
+            assert set(norms) == ({"code", "e1", "math"} if balance else set())
+            assert all(norm > 0 for norm in norms.values())
+            assert all(domain["hidden_grad_norm"] > 0 for domain in row["domains"].values())
+            if balance:  # three gradients of the mean norm add up to three times that at most
+                assert row["grad_norm"] <= sum(norms.values()) * 1.0001
+                assert len(set(norms.values())) == 3
 
 
 def test_a_base_that_changes_its_logits_after_the_head_is_refused(load_model):
