@@ -29,7 +29,7 @@ adapters: install-dev  ## train the embedded bases and experts again (about an h
 	$(BIN)/python adapters/recipe/train_expert.py --domain math --rank 8 --targets all --steps 32 --output adapters/math.lora
 	$(BIN)/python adapters/recipe/train_expert.py --domain code --rank 4 --targets some --steps 44 --prompts-per-step 64 --learning-rate 5e-4 --output adapters/code.lora
 	$(BIN)/python adapters/recipe/train_base.py --tokenizer adapters/tiny-base --hidden-size 256 --intermediate-size 640 --steps 1100 --learning-rate 2e-3 --output adapters/big-base
-	$(BIN)/python adapters/recipe/train_expert.py --domain math --base adapters/big-base --rank 8 --targets all --steps 32 --output adapters/big-math.lora
+	$(BIN)/python adapters/recipe/train_expert.py --domain math --base adapters/big-base --rank 8 --targets all --steps 64 --output adapters/big-math.lora
 	$(BIN)/python adapters/recipe/write_cards.py
 
 measure: install  ## the tables of eval/README.md on the embedded default (about an hour and a half)

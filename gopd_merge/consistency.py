@@ -66,14 +66,11 @@ def _of_teachers(config: "MergeConfig") -> Iterator[Rule]:
     cancelled = _first_given(config, MOVING)
     yield config.reference == "teacher" and cancelled is not None, f"--reference teacher: α cancels out; leave out {cancelled}"
     at_once, references = config.rotate == "all", (config.reference, config.kl_reference)
+    without = config.reference == "teacher" and config.kl_reference not in (None, "teacher")
+    yield without, f"--reference teacher takes the teachers' part out, only --kl-reference {config.kl_reference} is left; choose one"
     yield at_once and "teacher" in references, "--rotate all: all experts teach at once, so none is the reference; leave out teacher"
-    idle = config.reference == "teacher" and config.kl_reference not in (None, "teacher")
-    yield (
-        idle,
-        f"--reference teacher leaves no teacher a reward, so the target is --kl-reference {config.kl_reference}; leave one of them out",
-    )
-    yield at_once and config.alpha == AUTO, "--alpha auto chooses an α for each domain, --rotate all has one for all; give a number"
     yield at_once and isinstance(config.alpha, dict), "--rotate all takes one --alpha; say how much of each expert with --weights"
+    yield at_once and config.alpha == AUTO, "--alpha auto chooses for each expert alone, --rotate all takes one α; give a number"
     apart = config.estimator == "hidden" and (config.bound is not None or config.teacher_base is not None)
     yield apart, "--estimator hidden compares hidden states of one base; leave out --bound and --teacher-base"
 

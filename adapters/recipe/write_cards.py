@@ -1,5 +1,6 @@
 """Measure the embedded base and experts on their test questions and write their cards. Run by `make adapters`."""
 
+import argparse
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,8 +69,9 @@ def write_card(folder: str, about: str, base: str, domain: str | None, rows: lis
     print("\n".join(lines))
 
 
-def main() -> None:
-    for base, (about, experts) in BASES.items():
+def main(bases: list[str]) -> None:
+    for base in bases:
+        about, experts = BASES[base]
         table = measured(tuple(f"{domain}=adapters/{folder}" for domain, (folder, _) in experts.items()))
         write_card(base, about, base, None, ["base"], table)
         for domain, (folder, what) in experts.items():
@@ -77,4 +79,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bases", nargs="*", default=list(BASES), help="only these and their experts")
+    main(parser.parse_args().bases)

@@ -267,19 +267,6 @@ def test_alpha_is_said_to_cancel_only_where_it_does(options, cancels, playing):
     assert notes == (["the teacher is its own reference: α cancels, this is plain OPD"] if cancels else [])
 
 
-def test_a_target_that_holds_no_teacher_is_refused(playing):
-    with pytest.raises(InputError, match=r"--reference teacher leaves no teacher a reward, so the target is --kl-reference base"):
-        with playing(reference="teacher", kl_reference="base"):
-            pass
-
-
-def test_all_at_once_and_an_alpha_for_each_are_refused_before_one_is_chosen():
-    experts = {d: f"{d}.lora" for d in ALPHAS}
-    with pytest.raises(InputError, match=r"--rotate all has one for all"):
-        make_config({"experts": experts, "rotate": "all", "alpha": "auto"})
-    assert make_config({"experts": experts, "rotate": "step", "alpha": "auto"}).alpha == "auto"
-
-
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_cast_leaves_nothing_on_the_backbone(fails, playing):
     options = {"reference": "dora", "start": "average"}
