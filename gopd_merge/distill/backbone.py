@@ -122,7 +122,8 @@ class Backbone:
     def remove(self, role: str) -> None:
         """Delete a role's adapter."""
         self.peft.delete_adapter(role)
-        self._alone.discard(role)
+        if not any(isinstance(module, ModulesToSaveWrapper) for module in self.peft.modules()):  # PEFT leaves these where they were
+            self._alone.discard(role)
         self._freeze()
 
     def student_parameters(self) -> list[torch.nn.Parameter]:
