@@ -300,13 +300,13 @@ def test_an_interrupt_does_not_wait_for_the_other_comparisons():
     code = f"""
 from gopd_merge.evaluate.formulas import Pair, equal_formulas
 print("started", flush=True)
-equal_formulas([Pair("{FOR_EVER} + %d" % i, "18") for i in range(100)], seconds=2, workers=2)
+equal_formulas([Pair("{FOR_EVER} + %d" % i, "18") for i in range(200)], seconds=2, workers=2)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "started\n"
     time.sleep(3)
     process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]  # of the 100 seconds that it would take
+    assert "KeyboardInterrupt" in process.communicate(timeout=90)[1]  # of the 200 seconds that it would take
 
 
 def test_a_script_without_a_main_guard_runs_once(tmp_path):
