@@ -14,6 +14,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -64,16 +65,20 @@ def run(work: Path, seeds: list[int]) -> None:
     inputs = read_inputs(first)
     backbone = load_backbone(first, inputs)
     for contender in models(load_teachers(first, inputs)):
-        print(contender.method, answers_of(work, contender, backbone, first), flush=True)
+        print(f"{contender.method}: {score_of(answers_of(work, contender, backbone, first)):.4f}", flush=True)
     for seed in seeds:
         for name in ROWS:
             config = config_of(work, name, seed)
             if not (config.output / MANIFEST).is_file():
                 train_on(backbone, config, read_inputs(config), Silent())
             contender = read_entry(str(config.output)).contender(among_experts=True)
-            found = answers_of(work, contender, backbone, config)
-            (answers,) = found.answers.values()
-            print(f"seed {seed}, {name}: {sum(a.score for a in answers) / len(answers):.4f}", flush=True)
+            print(f"seed {seed}, {name}: {score_of(answers_of(work, contender, backbone, config)):.4f}", flush=True)
+
+
+def score_of(measured: Measured) -> float:
+    """On the one domain that there is."""
+    (answers,) = measured.answers.values()
+    return fmean(answer.score for answer in answers)
 
 
 def models(teachers: Any = None) -> list[Contender]:
