@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install install-dev merge test check format adapters fuzz lock measure clean
+.PHONY: install install-dev merge test check format adapters fuzz lock measure measure-method clean
 
 install: .venv/installed  ## the command, in .venv
 
@@ -36,6 +36,17 @@ measure: install  ## the tables of eval/README.md on the embedded default (about
 	$(BIN)/python eval/embedded_seeds.py
 	$(BIN)/python eval/target_probe.py
 	$(BIN)/python eval/main_command.py
+	$(BIN)/python eval/tables.py
+
+measure-method: install  ## the tables of docs/method.md (half a day; it can be stopped and given again)
+	$(BIN)/python eval/methods.py
+	$(BIN)/python eval/methods.py --summary
+	$(BIN)/python eval/probe_prediction.py
+	$(BIN)/python eval/strong_to_weak.py
+	$(BIN)/python eval/extrapolated_steps.py
+	$(BIN)/python eval/domains/train.py --output eval/work/experts
+	$(BIN)/python eval/many_experts.py
+	$(BIN)/python eval/estimator_cost.py
 	$(BIN)/python eval/tables.py
 
 fuzz: install-dev  ## ten minutes of coverage-guided fuzzing of what reads adapters
