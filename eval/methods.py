@@ -5,8 +5,8 @@
 
 Every run is the default command with the options of its row, trained on one loaded base. Runs and answers are kept in eval/work/methods,
 so that the command can be stopped and given again, and several may work side by side on different studies or seeds. `--summary` writes one
-document of all that is there to eval/results/methods.json: for each row and domain the score over seeds with its 95 % interval over questions, and
-the paired difference from the row that it is compared with, tests corrected by Holm over the document.
+document of all that is there to eval/results/methods.json: for each row and domain the score over seeds with its 95 % interval over
+questions, and the paired difference from the row that it is compared with, tests corrected by Holm over the document.
 
 Times are those of the machine while it ran, which may have been busy with other runs: eval/many_experts.py and eval/estimator_cost.py
 measure time.
