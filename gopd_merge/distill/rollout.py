@@ -198,6 +198,12 @@ def written(
     )
 
 
+def unasked(device: torch.device) -> Rollout:
+    """A rollout of no prompt: what a process has of a step with fewer prompts than processes."""
+    nothing = torch.zeros(0, 1, dtype=torch.long, device=device)
+    return Rollout(nothing, nothing, torch.zeros(0, 0, dtype=torch.bool, device=device), nothing[:, 0].bool(), ())
+
+
 def joined(parts: Sequence[Rollout], order: Sequence[int], pad: int) -> Rollout:
     """Rollouts of different prompts as one, row i of it being row `order[i]` of them one after the other. `pad` fills them up."""
     prompt = max(part.prompt_width for part in parts)
