@@ -23,7 +23,7 @@ from gopd_merge.distill.forgetting import Forgetting, Sizes, Turn, forgetting_te
 from gopd_merge.distill.fused import TokenStatistics
 from gopd_merge.distill.reward_scale import Controller
 from gopd_merge.distill.reward_scale import schedule as on_a_line
-from gopd_merge.distill.rollout import Rollout
+from gopd_merge.distill.rollout import Rollout, row_seeds
 from gopd_merge.distill.target import Scale, Target, score, unscored
 from gopd_merge.distill.update import (
     Domains,
@@ -115,7 +115,6 @@ def distill(cast: Cast, config: MergeConfig, inputs: Inputs, log: Path, clock: C
     alphas = AlphaOfStep(config)
     watch = Watch(config.steps)
     forgetting = Forgetting(cast, _turns(mixer, config.steps), _sizes(config)) if config.method == "alternate" else None
-    torch.manual_seed(config.seed)
     row: dict[str, Any] = {}
     tokens = 0
 
@@ -124,7 +123,8 @@ def distill(cast: Cast, config: MergeConfig, inputs: Inputs, log: Path, clock: C
         prompts, domains = mixer.batch(step)
         with clock.measure("rollout"):
             texts, given = [p.prompt for p in prompts], [p.response for p in prompts]
-            rollout = respond(cast, config.method, texts, domains, given, config.max_new_tokens)
+            seeds = row_seeds(config.seed, "step", step, count=len(texts))
+            rollout = respond(cast, config.method, texts, domains, given, config.max_new_tokens, seeds)
         with clock.measure("score"):
             target = _target(cast, config, rollout, alphas.of(step))
         with clock.measure("update"):
