@@ -24,7 +24,7 @@ from gopd_merge.distill.fused import TokenStatistics
 from gopd_merge.distill.metrics import Domains, added, domain_metrics, domain_sums, mean_kl
 from gopd_merge.distill.reward_scale import Controller
 from gopd_merge.distill.reward_scale import schedule as on_a_line
-from gopd_merge.distill.rollout import Rollout, unasked
+from gopd_merge.distill.rollout import Rollout, row_seeds, unasked
 from gopd_merge.distill.target import Scale, Target, score, unscored
 from gopd_merge.distill.update import accumulate_balanced, accumulate_gradient, default_learning_rate, optimizer_step
 from gopd_merge.distill.watch import Watch
@@ -124,7 +124,6 @@ def distill(
     alphas = AlphaOfStep(config)
     watch = Watch(config.steps)
     forgetting = Forgetting(cast, _turns(mixer, config.steps), _sizes(config)) if config.method == "alternate" else None
-    torch.manual_seed(config.seed)
     row: dict[str, Any] = {}
     tokens = 0
 
@@ -133,7 +132,8 @@ def distill(
         prompts, domains = mixer.batch(step)
         rows = processes.rows(domains, [len(prompt.prompt) for prompt in prompts])
         with clock.measure("rollout"):
-            rollout = _respond(cast, config, [prompts[row] for row in rows], [domains[row] for row in rows])
+            seeds = row_seeds(config.seed, "step", step, count=len(prompts))
+            rollout = _respond(cast, config, [(prompts[row], domains[row], seeds[row]) for row in rows])
         with clock.measure("score"):
             target = _target(cast, config, rollout, alphas.of(step))
         with clock.measure("update"):
@@ -198,11 +198,13 @@ def _order(config: MergeConfig) -> Order:
     return "in turns" if config.rotate == "step" else "sorted" if config.balance else "together"
 
 
-def _respond(cast: Cast, config: MergeConfig, prompts: Sequence[Prompt], domains: Sequence[str]) -> Rollout:
-    """One response to each prompt; none to none."""
-    if not prompts:
+def _respond(cast: Cast, config: MergeConfig, asked: Sequence[tuple[Prompt, str, int]]) -> Rollout:
+    """One response to each prompt, of its domain and from its seed; none to none."""
+    if not asked:
         return unasked(cast.backbone.device)
-    return respond(cast, config.method, [p.prompt for p in prompts], domains, [p.response for p in prompts], config.max_new_tokens)
+    prompts, domains, seeds = zip(*asked, strict=True)
+    texts, given = [prompt.prompt for prompt in prompts], [prompt.response for prompt in prompts]
+    return respond(cast, config.method, texts, domains, given, config.max_new_tokens, seeds)
 
 
 def _target(cast: Cast, config: MergeConfig, rollout: Rollout, alphas: Mapping[str, float]) -> Target:
