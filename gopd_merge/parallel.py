@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 from gopd_merge.errors import GopdError, InputError, Interrupted, ProcessLost, Unspoken
@@ -28,7 +29,8 @@ AT_ONCE = timedelta(milliseconds=10)
 SPEAKING = timedelta(seconds=2)  # within which the first process meets an error that all of them meet
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 # What the processes tell each other when the run fails: who saves the student, who has saved it, that something was said.
-SAVING_IT, SAVED, SPOKEN = "gopd_merge/saving", "gopd_merge/saved", "gopd_merge/spoken"
+SAVING_IT, SAVED, SPOKEN = "saving", "saved", "spoken"
+_groups = count()
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,12 @@ class Processes:
                 "torch.distributed has a process group already; call merge() before anything that makes one, or in one process"
             )
         _end_with_the_launcher()
+        number = next(_groups)  # a second run in the same program must not meet what the first one left in the store
         options = {"rank": self.rank, "world_size": self.count, "timeout": WAITING + timedelta(seconds=patience)}
         with _losses():
-            store, _, _ = next(rendezvous("env://", self.rank, self.count, timeout=options["timeout"]))
+            store = dist.PrefixStore(  # type: ignore[attr-defined]
+                f"gopd_merge/{number}", next(rendezvous("env://", self.rank, self.count, timeout=options["timeout"]))[0]
+            )
             backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"  # small things travel from the host's memory on any machine
             PartialState(cpu=device == "cpu", backend=backend, store=store, **options)
         together = replace(self, store=store)
