@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 WAITING = timedelta(hours=1)  # longest that one process may be behind another
 SAVING = timedelta(seconds=10)  # within which the first process has saved what it holds, if it is alive: the launcher kills after 30
 AT_ONCE = timedelta(milliseconds=10)
-SPEAKING = timedelta(seconds=2)  # within which the first process meets an error that all of them meet
+SPEAKING = timedelta(seconds=5)  # within which the first process meets an error that all of them meet
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 # What the processes tell each other when the run fails: who saves the student, who has saved it, that something was said.
 SAVING_IT, SAVED, SPOKEN = "saving", "saved", "spoken"
@@ -136,24 +136,25 @@ class Processes:
         try:
             yield together
         except GopdError as error:
+            if self.rank > 0:
+                _leave()
             if not together._speaks(error):
                 raise Unspoken(error.exit_code) from error
             raise
         finally:
-            dist.destroy_process_group()
-            PartialState._reset_state()
+            _leave()
 
     @contextmanager
     def saved_by_one(self, save: Callable[[], None]) -> Iterator[None]:
         """`save` is called when the block is left, however that is: by the first process, or by another where that one is dead."""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             if self.count == 1:
                 save()
                 raise
             with _undisturbed():
-                if self.is_first or self._must_replace_the_first():
+                if self.is_first or (_follows(error) and self._must_replace_the_first()):
                     save()
                     self._tell(SAVED)
             raise
@@ -161,6 +162,8 @@ class Processes:
             save()
 
     def _must_replace_the_first(self) -> bool:
+        """Whether the first process is dead, and it falls to this one to do its part."""
+        _leave()  # where it is alive it has to notice that the run ends
         if self._hears(SAVED, SAVING) is not None:
             return False
         try:
@@ -170,12 +173,11 @@ class Processes:
 
     def _speaks(self, error: GopdError) -> bool:
         """Whether it is this process that explains the end of the run."""
-        follows = isinstance(error, ProcessLost | Interrupted)  # from what happened to another one, or to all
         if self.is_first:
-            if not follows:
+            if not _follows(error):
                 self._tell(SPOKEN)
             return True
-        if follows:
+        if _follows(error):
             return self._hears(SAVED, AT_ONCE) == self.rank  # in the place of the first
         return self._hears(SPOKEN, SPEAKING) is None
 
@@ -223,6 +225,21 @@ def deal(domains: Sequence[str], lengths: Sequence[int], count: int) -> list[lis
                 dealt[process].append(row)
                 load[process] += lengths[row]
     return [sorted(rows) for rows in dealt]
+
+
+def _follows(error: BaseException) -> bool:
+    """Whether it is the consequence of what happened to another process, or to all."""
+    return isinstance(error, ProcessLost | Interrupted)
+
+
+def _leave() -> None:
+    """Leave the group, if that has not happened: the others meet ProcessLost at their next exchange."""
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        PartialState._reset_state()
 
 
 @contextmanager

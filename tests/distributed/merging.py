@@ -13,6 +13,7 @@ from gopd_merge.cli import main
 from gopd_merge.distill.sharding import held_bytes
 from gopd_merge.errors import GopdError
 from gopd_merge.parallel import Processes, launched
+from gopd_merge.plan import read_inputs
 
 SUM, CHECK = Processes.sum_gradients, Processes.check_same
 DISTILL = distillation.distill
@@ -34,8 +35,10 @@ def play(output, options, fault):
     distillation.distill = distill
     Processes.sum_gradients = (lambda *_: None) if fault else SUM
     Processes.check_same = (lambda *_: None) if fault == "check" else CHECK
+    config = MergeConfig(output=Path(output), **options)
+    inputs = read_inputs(config)
     try:
-        merge(MergeConfig(output=Path(output), **options))
+        merge(config, None, inputs, distillation.load_backbone(config, inputs))  # a loaded one needs no plan, which takes seconds
     except GopdError as error:
         note(output, "raised", [type(error).__name__, str(error)])
 
