@@ -152,7 +152,7 @@ def distill(
             "learning_rate": used_rate,
             "tokens_per_second": num_tokens / (time.perf_counter() - started),
             "memory_bytes": max(processes.gather(peak_memory(cast.backbone.device))),
-            "domains": domain_metrics(sums),
+            "domains": _with_horizon(config, domain_metrics(sums)),
         }
         if forgetting and (forgotten := forgetting.after(step, _scale(config, alphas.of(step)))):
             row["forgetting"] = forgotten
@@ -204,7 +204,7 @@ def _respond(cast: Cast, config: MergeConfig, asked: Sequence[tuple[Prompt, str,
         return unasked(cast.backbone.device)
     prompts, domains, seeds = zip(*asked, strict=True)
     texts, given = [prompt.prompt for prompt in prompts], [prompt.response for prompt in prompts]
-    return respond(cast, config.method, texts, domains, given, config.max_new_tokens, seeds)
+    return respond(cast, config.method, texts, domains, given, config.trained_tokens, seeds)
 
 
 def _target(cast: Cast, config: MergeConfig, rollout: Rollout, alphas: Mapping[str, float]) -> Target:
@@ -220,7 +220,14 @@ def _scale(config: MergeConfig, alphas: Mapping[str, float]) -> Scale:
 
 def _sizes(config: MergeConfig) -> Sizes:
     top_k = config.top_k if config.estimator == "topk" else 0
-    return Sizes(config.max_new_tokens, config.micro_batch_size, config.chunk_tokens, top_k)
+    return Sizes(config.trained_tokens, config.micro_batch_size, config.chunk_tokens, top_k)
+
+
+def _with_horizon(config: MergeConfig, domains: Domains) -> Domains:
+    """Whether a response would have ended is not known where the horizon cut it: how many it cut has a name of its own."""
+    if config.horizon is None:
+        return domains
+    return {domain: {**metrics, "capped": None, "past_horizon": metrics["capped"]} for domain, metrics in domains.items()}
 
 
 def _turns(mixer: PromptMixer, steps: int) -> dict[str, Turn]:
