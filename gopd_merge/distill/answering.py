@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
+
 from gopd_merge.distill.backbone import STUDENT
 from gopd_merge.distill.cast import Cast
 from gopd_merge.distill.rollout import Rollout, generate, joined, tokenize, written
@@ -30,6 +32,8 @@ def respond(
     """One response to each prompt, by whom the method says. `responses` are those that the data hold, for sft."""
     by = ANSWERED_BY[method]
     if by == "student":
+        if cast.engine:
+            return cast.engine.sample(prompts, domains, max_new_tokens, torch.randint(2**31, (len(prompts),)).tolist())
         return generate(cast.backbone, STUDENT, prompts, domains, max_new_tokens, vocabulary=cast.vocabulary)
     if by == "data":
         given = [text for text in responses if text is not None]  # all: `plan` has checked it

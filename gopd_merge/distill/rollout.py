@@ -22,6 +22,9 @@ class Rollout:
     response_mask: Tensor  # (B, T) True on response tokens, the end token included
     capped: Tensor  # (B,) True where the length limit cut the response
     domains: tuple[str, ...]  # (B,)
+    sampled_log_probs: Tensor | None = (
+        None  # (B, T) float32 log π of each response token as its engine says; None: the student here drew it
+    )
 
     @property
     def prompt_width(self) -> int:
@@ -44,6 +47,7 @@ class Rollout:
             response_mask=response[:, :longest],
             capped=self.capped[start:stop],
             domains=self.domains[start:stop],
+            sampled_log_probs=None if self.sampled_log_probs is None else self.sampled_log_probs[start:stop, :longest],
         )
 
     def response_ids(self) -> Tensor:
@@ -136,7 +140,7 @@ def plain_generation(
     plain = GenerationConfig(
         do_sample=temperature > 0,
         max_new_tokens=max_new_tokens,
-        eos_token_id=_stop_ids(backbone),
+        eos_token_id=stop_ids(backbone),
         pad_token_id=backbone.tokenizer.pad_token_id,
         **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
         **({"stop_strings": list(stop)} if stop else {}),
@@ -152,7 +156,7 @@ def plain_generation(
 def rollout_of(backbone: Backbone, ids: Tensor, prompt_mask: Tensor, domains: Sequence[str], stop: Sequence[str]) -> Rollout:
     """What generate() gave, (B, P + T), with what belongs to each response. `prompt_mask` is (B, P)."""
     response = ids[:, prompt_mask.shape[1] :]  # (B, T)
-    ends = torch.isin(response, torch.tensor(_stop_ids(backbone), device=response.device))  # (B, T)
+    ends = torch.isin(response, torch.tensor(stop_ids(backbone), device=response.device))  # (B, T)
     if stop:
         ends |= _ends_in_text(backbone.tokenizer, response, stop)
     response_mask = (ends.cumsum(1) - ends.long()) == 0  # up to and with the first end
@@ -245,7 +249,8 @@ def _ends_in_text(tokenizer: PreTrainedTokenizerBase, response: Tensor, stop: Se
     return ends
 
 
-def _stop_ids(backbone: Backbone) -> list[int]:
+def stop_ids(backbone: Backbone) -> list[int]:
+    """The tokens that end a response."""
     stored = backbone.peft.get_base_model().generation_config.eos_token_id
     ids = set(stored) if isinstance(stored, list) else {stored}
     return sorted(i for i in (*ids, backbone.tokenizer.eos_token_id) if i is not None)
