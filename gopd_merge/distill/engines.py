@@ -45,7 +45,7 @@ class HfEngine:
 
     def sample(self, prompts: Sequence[str], domains: Sequence[str], max_new_tokens: int, seeds: Sequence[int]) -> Rollout:
         """See Engine."""
-        return generate(self._backbone, STUDENT, prompts, domains, max_new_tokens, vocabulary=self._vocabulary)
+        return generate(self._backbone, STUDENT, prompts, domains, max_new_tokens, seeds, vocabulary=self._vocabulary)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -96,7 +96,7 @@ def sampling_options(stops: Sequence[int], max_new_tokens: int, padding: Sequenc
         "ignore_eos": True,  # vLLM's own idea of the end token; ours are these
         "stop_token_ids": list(stops),
         "logprobs": 0,  # of the token that was drawn alone
-        **({"logit_bias": {token_id: -100.0 for token_id in padding}} if padding else {}),
+        **({"logit_bias": dict.fromkeys(padding, -100.0)} if padding else {}),
     }
 
 
