@@ -173,10 +173,14 @@ def rollout_of(found: Decoded, prompt_mask: Tensor, domains: Sequence[str]) -> R
 
 def ends_of(backbone: Backbone, stop: Sequence[str]) -> Ends:
     """How the base's responses end: with its stop tokens, and with these texts."""
+    return Ends(stop_ids(backbone), stop, backbone.tokenizer, backbone.device)
+
+
+def stop_ids(backbone: Backbone) -> list[int]:
+    """The tokens that end a response."""
     stored = backbone.model.generation_config.eos_token_id
     ids = set(stored) if isinstance(stored, list) else {stored}
-    stop_ids = sorted(i for i in (*ids, backbone.tokenizer.eos_token_id) if i is not None)
-    return Ends(stop_ids, stop, backbone.tokenizer, backbone.device)
+    return sorted(i for i in (*ids, backbone.tokenizer.eos_token_id) if i is not None)
 
 
 def pad_of(backbone: Backbone) -> int:
