@@ -185,7 +185,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "alpha": of_studies("alpha", "sampled"),
     "probe": probe_prediction,
     "adaptive": of_studies("adaptive", also=("alpha 1.5",)),
-    "start": lambda: [*of_studies("start", also=(DEFAULT, "25 steps", "12 steps"))(), *extrapolated_steps()],
+    "start": lambda: [*of_studies("start", also=(DEFAULT, "12 steps"))(), *extrapolated_steps()],
     "rotate": of_studies("rotate", also=(DEFAULT,)),
     "strong_to_weak": strong_to_weak,
     "methods": of_studies("methods", also=(DEFAULT, "alpha 1")),
