@@ -202,6 +202,29 @@ def many_experts_table() -> list[str]:
     return lines
 
 
+def rollout_table() -> list[str]:
+    """Rollouts against one plain call of generate()."""
+    document = json.loads((RESULTS / "rollout.json").read_text())
+    lines = [
+        "\n## Rollouts\n",
+        f"Responses of at most {document['rows'][0]['limit']} tokens, against one plain call of Transformers' generate() on the same prompts. "
+        "A row is the pass of one response's new token; less than one is needed for a token, as a response's first comes with its prompt. "
+        "`times as fast` is the median over batches, with the least and the most, of the time a response token. "
+        f"{document['environment']['device']}. Made by `{document['command']}`.\n",
+        "| model | rows that have ended are dropped | mean length | rows for a token | ms for a token | times as fast |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for row in document["rows"]:
+        for one in row["methods"]:
+            each = one["times_plain_of_each_batch"]
+            faster = f"{one['times_plain']:.2f} ({min(each):.2f}–{max(each):.2f})" if one["method"] != "plain" else "–"
+            lines.append(
+                f"| {row['case']}, {row['batch_size']} prompts | {one['drops']} | {one['mean_length']:.1f} | {one['rows_per_token']:.2f} | "
+                f"{one['milliseconds_per_token']:.2f} | {faster} |"
+            )
+    return lines
+
+
 def replace_between(text: str, name: str, content: str) -> str:
     """`text` with what stands between <!-- name --> and <!-- /name --> replaced."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -226,6 +249,7 @@ if __name__ == "__main__":
         ("main_command", cost_table),
         ("memory", memory_table),
         ("fuzz_intake", fuzz_text),
+        ("rollout", rollout_table),
         ("smollm2", real_table),
         ("interval_coverage", coverage_table),
         ("domains", domains_table),
