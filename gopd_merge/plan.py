@@ -187,8 +187,8 @@ def check_processes(config: MergeConfig, processes: Processes) -> None:
         )
     if config.rollout == VLLM:
         raise InputError(
-            f"--rollout vllm in {processes.count} processes: each would start a vLLM of its own, which is not supported; start vllm serve and "
-            "give its address: --rollout http://HOST:8000/v1"
+            f"--rollout vllm in {processes.count} processes: each would start a vLLM of its own, which is not supported; start vllm serve, "
+            "and give its address: --rollout http://HOST:8000/v1"
         )
     if config.shard_base and (share := config.prompts_per_step // len(config.experts)) % processes.count:
         raise InputError(
