@@ -148,7 +148,10 @@ class MergeConfig(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to run", "Machine")
     memory: ByteSize | None = option(
-        None, "memory that the run may take, such as 24GB; one that needs more is refused (default: what is free)", "Machine", str | None
+        None,
+        "memory that the run may take (of several processes: each), such as 24GB; one that needs more is refused (default: what is free)",
+        "Machine",
+        str | None,
     )
     shard_base: bool = option(
         False,

@@ -105,6 +105,17 @@ class Processes:
                 raise Unspoken(error.exit_code) from error
             raise
 
+    def take_device(self, device: str) -> None:
+        """Each process of a machine has the GPU of its own number there. Raises InputError where there are too few."""
+        if self.count == 1 or device != "cuda":
+            return
+        import torch
+
+        gpus = torch.cuda.device_count()
+        if self.local_count > gpus:
+            raise InputError(f"--device cuda: {self.local_count} processes on this machine, and {gpus} GPU(s); start one for each GPU")
+        torch.cuda.set_device(self.local_rank)
+
     @contextmanager
     def joined(self, device: str, patience: float = 0) -> Iterator["Processes"]:
         """The group of all processes, for as long as the block lasts. `device` is `cpu` or `cuda`.

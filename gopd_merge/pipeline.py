@@ -67,6 +67,8 @@ def merge(
     clock = Clock()
     check_output(config.output, config.overwrite)
     check_processes(config, processes)
+    with processes.one_voice():
+        processes.take_device(resolve_device(config.device))
     inputs = inputs or read_inputs(config)
     listener.started(config, inputs)
     if backbone is None:
