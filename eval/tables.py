@@ -207,8 +207,9 @@ def rollout_table() -> list[str]:
     document = json.loads((RESULTS / "rollout.json").read_text())
     lines = [
         "\n## Rollouts\n",
-        f"Responses of at most {document['rows'][0]['limit']} tokens, against one plain call of Transformers' generate() on the same prompts. "
-        "A row is the pass of one response's new token; less than one is needed for a token, as a response's first comes with its prompt. "
+        f"Responses of at most {document['rows'][0]['limit']} tokens, against one plain call of Transformers' generate() on the same "
+        "prompts. A row is the pass of one response's new token; less than one is needed for a token, as a response's first comes with "
+        "its prompt. "
         "`times as fast` is the median over batches, with the least and the most, of the time a response token. "
         f"{document['environment']['device']}. Made by `{document['command']}`.\n",
         "| model | rows that have ended are dropped | mean length | rows for a token | ms for a token | times as fast |",
