@@ -226,6 +226,28 @@ def rollout_table() -> list[str]:
     return lines
 
 
+def processes_table() -> list[str]:
+    """One, two and four processes on one machine."""
+    document = json.loads((RESULTS / "processes.json").read_text())
+    lines = [
+        "## Measured\n",
+        f"The same merge in one, two and four processes with a thread each, on a machine of {document['cores']} cores: median over the "
+        "steps after the first. Exchanges are the time of the first process in sums and gathers, most of which is waiting for the others. "
+        f"{document['environment']['device'].partition(',')[0]}, torch {document['environment']['torch']}. "
+        f"Made by `{document['command']}`.\n",
+        "| model | processes | step (s) | speed-up | of it rollout (s) | score (s) | update (s) | exchanges (s) | tokens/s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in document["rows"]:
+        (alone,) = (r["step_seconds"] for r in document["rows"] if r["model"] == row["model"] and r["processes"] == 1)
+        phases = " | ".join(f"{row['phase_seconds'][phase]:.2f}" for phase in ("rollout", "score", "update"))
+        lines.append(
+            f"| {row['model']} | {row['processes']} | {row['step_seconds']:.2f} | {alone / row['step_seconds']:.2f} | {phases} "
+            f"| {row['exchange_seconds']:.2f} | {row['tokens'] / row['step_seconds']:,.0f} |"
+        )
+    return lines
+
+
 def replace_between(text: str, name: str, content: str) -> str:
     """`text` with what stands between <!-- name --> and <!-- /name --> replaced."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -269,4 +291,7 @@ if __name__ == "__main__":
     for name, table in (TABLES | {"experts": many_experts_table}).items():
         page = replace_between(page, f"results {name}", "\n".join(table()).strip())
     Path("docs/method.md").write_text(page)
+    if (RESULTS / "processes.json").is_file():
+        page = Path("docs/scaling.md")
+        page.write_text(replace_between(page.read_text(), "processes", "\n".join(processes_table())))
     print("\n".join(parts))

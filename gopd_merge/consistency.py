@@ -17,7 +17,7 @@ Rule = tuple[bool, str]  # whether it is broken, what to say then
 
 def contradiction(config: "MergeConfig") -> str | None:
     """The first that is found."""
-    rules = (*_of_method(config), *_of_alpha(config), *_of_teachers(config), *_of_bases(config), *_of_remote(config))
+    rules = (*_of_method(config), *_of_alpha(config), *_of_teachers(config), *_of_bases(config), *_of_remote(config), *_of_machine(config))
     return next((text for broken, text in rules if broken), None)
 
 
@@ -37,6 +37,8 @@ def _of_method(config: "MergeConfig") -> Iterator[Rule]:
     yield off_policy, "--method rkl learns on what the experts write, --estimator sampled on what the student writes; use full"
     says_who = config.rotate != "prompt" and method in ("alternate", "seqkd", "sft", "rkl")
     yield says_who, f"--method {method} says itself who teaches when; leave out --rotate {config.rotate}"
+    unasked = config.rollout != "hf" and method in ("seqkd", "sft", "rkl")
+    yield unasked, f"--method {method} learns what others wrote, the student samples nothing; leave out --rollout {config.rollout}"
     too_few = method == "alternate" and config.steps < count
     yield too_few, f"--steps {config.steps}: --method alternate needs a step for each of the {count} experts; give {count} or more"
     beyond = config.horizon is not None and config.horizon > config.max_new_tokens
@@ -113,3 +115,11 @@ def _of_remote(config: "MergeConfig") -> Iterator[Rule]:
     yield another, f"{who} needs one reference that is here; leave out --kl-reference and --reference teacher"
     yield bool(config.weights), f"{who} takes no --weights; give --alpha DOMAIN=NUMBER"
     yield config.alpha == AUTO, f"{who} cannot be sampled beside the reference, which --alpha auto does; give a number"
+
+
+def _of_machine(config: "MergeConfig") -> Iterator[Rule]:
+    yield (
+        config.shard_base and config.eval,
+        "--shard-base: no process can run the base alone, so nothing can be measured at the end; add --no-eval, and use gopd-merge compare "
+        "where the base fits",
+    )

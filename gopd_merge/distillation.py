@@ -21,27 +21,23 @@ from gopd_merge.distill.backbone import Backbone
 from gopd_merge.distill.cast import Cast
 from gopd_merge.distill.forgetting import Forgetting, Sizes, Turn, forgetting_text
 from gopd_merge.distill.fused import TokenStatistics
+from gopd_merge.distill.metrics import Domains, added, domain_metrics, domain_sums, mean_kl
 from gopd_merge.distill.reward_scale import Controller
 from gopd_merge.distill.reward_scale import schedule as on_a_line
-from gopd_merge.distill.rollout import Rollout, row_seeds
+from gopd_merge.distill.rollout import Rollout, row_seeds, unasked
 from gopd_merge.distill.target import Scale, Target, score, unscored
-from gopd_merge.distill.update import (
-    Domains,
-    accumulate_balanced,
-    accumulate_gradient,
-    default_learning_rate,
-    domain_metrics,
-    mean_kl,
-    optimizer_step,
-)
+from gopd_merge.distill.update import accumulate_balanced, accumulate_gradient, default_learning_rate, optimizer_step
 from gopd_merge.distill.watch import Watch
 from gopd_merge.experts.base import Base, load_base
 from gopd_merge.experts.intake import Expert
 from gopd_merge.forecast import Forecast, resolve_device
+from gopd_merge.parallel import ALONE, Processes
 from gopd_merge.plan import Inputs, pin
 from gopd_merge.prompts.mixing import Order, PromptMixer
+from gopd_merge.prompts.sources import Prompt
 
 METRICS = "metrics.jsonl"
+SAME_EVERY = 10  # steps, after which several processes compare their students
 M_MMAP_THRESHOLD = -3  # of <malloc.h>
 
 
@@ -79,14 +75,22 @@ class Clock:
 def load_backbone(config: MergeConfig, inputs: Inputs) -> Backbone:
     """The one base with all roles of a merge; without the experts where they are on a base of their own."""
     here = () if inputs.teacher_base else inputs.experts
-    return load_roles(inputs.base, here, config.quantize, config.device, inputs.lora_rank, inputs.targets, config.seed)
+    options = (config.quantize, config.device, inputs.lora_rank, inputs.targets, config.seed)
+    return load_roles(inputs.base, here, *options, on_host=config.shard_base)
 
 
 def load_roles(
-    base: Base, experts: Sequence[Expert], quantize: str, device: str, lora_rank: int, targets: Sequence[str], seed: int
+    base: Base,
+    experts: Sequence[Expert],
+    quantize: str,
+    device: str,
+    lora_rank: int,
+    targets: Sequence[str],
+    seed: int,
+    on_host: bool = False,
 ) -> Backbone:
     """The one base with all experts and a fresh student on it."""
-    model, tokenizer = load_base(base, quantize, resolve_device(device))
+    model, tokenizer = load_base(base, quantize, resolve_device(device), on_host)
     backbone = Backbone(model, tokenizer, experts)
     backbone.add_student(lora_rank, targets, seed)
     backbone.check_head()
@@ -103,8 +107,13 @@ def give_back_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, 256 << 10)
 
 
-def distill(cast: Cast, config: MergeConfig, inputs: Inputs, log: Path, clock: Clock, listener: Listener) -> tuple[dict[str, Any], int]:
-    """The loop: answer, score, update, log. Returns the last step's metrics and the number of response tokens seen."""
+def distill(
+    cast: Cast, config: MergeConfig, inputs: Inputs, log: Path, clock: Clock, listener: Listener, processes: Processes = ALONE
+) -> tuple[dict[str, Any], int]:
+    """The loop: answer, score, update, log. Returns the last step's metrics and the number of response tokens seen.
+
+    Of several processes each has its own rows of every step; gradient and metrics are of all of them.
+    """
     mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed, _order(config), config.steps)
     parameters = cast.backbone.student_parameters()
     assert config.learning_rate is not None  # merge() has settled it
@@ -121,33 +130,38 @@ def distill(cast: Cast, config: MergeConfig, inputs: Inputs, log: Path, clock: C
     for step in range(config.steps):
         started = time.perf_counter()
         prompts, domains = mixer.batch(step)
+        rows = processes.rows(domains, [len(prompt.prompt) for prompt in prompts])
         with clock.measure("rollout"):
-            texts, given = [p.prompt for p in prompts], [p.response for p in prompts]
-            seeds = row_seeds(config.seed, "step", step, count=len(texts))
-            rollout = respond(cast, config.method, texts, domains, given, config.trained_tokens, seeds)
+            seeds = row_seeds(config.seed, "step", step, count=len(prompts))
+            rollout = _respond(cast, config, [(prompts[row], domains[row], seeds[row]) for row in rows])
         with clock.measure("score"):
             target = _target(cast, config, rollout, alphas.of(step))
         with clock.measure("update"):
-            statistics, norms = _accumulate(cast, config, rollout, target)
+            num_tokens = sum(processes.gather(rollout.num_tokens))
+            statistics, norms = _accumulate(cast, config, rollout, target, num_tokens, sorted(set(domains)), processes)
             used_rate = schedule.get_last_lr()[0]
             grad_norm = optimizer_step(parameters, optimizer, config.max_grad_norm)
             schedule.step()
-        tokens += rollout.num_tokens
+        sums = added(processes.gather(domain_sums(rollout, target, statistics)))
+        tokens += num_tokens
         row = {
             "step": step + 1,
-            "kl_to_target": mean_kl(statistics),
+            "kl_to_target": mean_kl(sums),
             "grad_norm": grad_norm,
             **({"grad_norm_by_domain": norms} if norms else {}),
             "learning_rate": used_rate,
-            "tokens_per_second": rollout.num_tokens / (time.perf_counter() - started),
-            "memory_bytes": peak_memory(cast.backbone.device),
-            "domains": _with_horizon(config, domain_metrics(rollout, target, statistics)),
+            "tokens_per_second": num_tokens / (time.perf_counter() - started),
+            "memory_bytes": max(processes.gather(peak_memory(cast.backbone.device))),
+            "domains": _with_horizon(config, domain_metrics(sums)),
         }
         if forgetting and (forgotten := forgetting.after(step, _scale(config, alphas.of(step)))):
             row["forgetting"] = forgotten
             listener.note(forgetting_text(forgotten))
         alphas.learn(row["domains"])
-        artefacts.append_json_line(log, row)
+        if step % SAME_EVERY == 0 or step + 1 == config.steps:
+            processes.check_same(parameters)
+        if processes.is_first:
+            artefacts.append_json_line(log, row)
         listener.step(step + 1, config.steps, row)
         for warning in watch.look(row):
             listener.note(warning)
@@ -184,6 +198,15 @@ def _order(config: MergeConfig) -> Order:
     return "in turns" if config.rotate == "step" else "sorted" if config.balance else "together"
 
 
+def _respond(cast: Cast, config: MergeConfig, asked: Sequence[tuple[Prompt, str, int]]) -> Rollout:
+    """One response to each prompt, of its domain and from its seed; none to none."""
+    if not asked:
+        return unasked(cast.backbone.device)
+    prompts, domains, seeds = zip(*asked, strict=True)
+    texts, given = [prompt.prompt for prompt in prompts], [prompt.response for prompt in prompts]
+    return respond(cast, config.method, texts, domains, given, config.trained_tokens, seeds)
+
+
 def _target(cast: Cast, config: MergeConfig, rollout: Rollout, alphas: Mapping[str, float]) -> Target:
     if config.method in LEARNT_BY_HEART:
         return unscored(rollout)
@@ -192,7 +215,7 @@ def _target(cast: Cast, config: MergeConfig, rollout: Rollout, alphas: Mapping[s
 
 
 def _scale(config: MergeConfig, alphas: Mapping[str, float]) -> Scale:
-    return Scale(alphas, rule_of(config), measured=config.adaptive == "run")
+    return Scale(alphas, rule_of(config), measured=config.adaptive == "run" or config.shard_base)
 
 
 def _sizes(config: MergeConfig) -> Sizes:
@@ -216,17 +239,23 @@ def _turns(mixer: PromptMixer, steps: int) -> dict[str, Turn]:
     return turns
 
 
-def _accumulate(cast: Cast, config: MergeConfig, rollout: Rollout, target: Target) -> tuple[TokenStatistics, dict[str, float]]:
-    """The step's gradient, and its norm by domain where that was measured."""
+def _accumulate(
+    cast: Cast, config: MergeConfig, rollout: Rollout, target: Target, num_tokens: int, domains: Sequence[str], processes: Processes
+) -> tuple[TokenStatistics, dict[str, float]]:
+    """The gradient of the whole step, of `num_tokens` and these domains, and its norm by domain where that was measured."""
     estimator = "cross_entropy" if config.method in LEARNT_BY_HEART else config.estimator
     options = (cast, rollout, target, estimator, config.micro_batch_size, config.chunk_tokens, config.top_k)
-    return accumulate_balanced(*options) if config.balance else (accumulate_gradient(*options), {})
+    if config.balance:
+        return accumulate_balanced(*options, num_tokens, domains, processes.summed)
+    statistics = accumulate_gradient(*options, num_tokens=num_tokens)
+    processes.sum_gradients(cast.backbone.student_parameters())
+    return statistics, {}
 
 
 def train_student(
-    backbone: Backbone, config: MergeConfig, inputs: Inputs, folder: Path, clock: Clock, listener: Listener
+    backbone: Backbone, config: MergeConfig, inputs: Inputs, folder: Path, clock: Clock, listener: Listener, processes: Processes = ALONE
 ) -> tuple[MergeConfig, dict[str, Any], int]:
-    """Run the loop and write the student to `folder`, read back and verified.
+    """Run the loop and write the student to `folder`, read back and verified; of several processes one does.
 
     Returns the config that was used, with everything settled; the last step's metrics; the number of response tokens seen.
     An interrupted run leaves the student as it was after its last full step; so does one that waits for a server.
@@ -238,12 +267,12 @@ def train_student(
     def save() -> None:
         backbone.save_student(folder, inputs.base.name, inputs.base.commit)
 
-    with assembled(backbone, config, inputs, listener.note, save) as cast:
-        try:
-            metrics, tokens = distill(cast, config, inputs, folder / METRICS, clock, listener)
-        finally:
-            save()
-    artefacts.verify_adapter(backbone, folder, [p.prompt for s in inputs.prompts for p in s.prompts[:4]])
+    waiting = save if processes.is_first else lambda: None
+    with assembled(backbone, config, inputs, listener.note, waiting, processes) as cast:
+        with processes.saved_by_one(save):
+            metrics, tokens = distill(cast, config, inputs, folder / METRICS, clock, listener, processes)
+    if processes.is_first:
+        artefacts.verify_adapter(backbone, folder, [p.prompt for s in inputs.prompts for p in s.prompts[:4]])
     return pin(config, inputs), metrics, tokens
 
 

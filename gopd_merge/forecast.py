@@ -9,18 +9,21 @@ from typing import Any
 import psutil
 import torch
 
-from gopd_merge.config import AUTO_ALPHAS, MergeConfig
+from gopd_merge.config import AUTO_ALPHAS, VLLM, MergeConfig
 from gopd_merge.distill.answering import ANSWERED_BY, LEARNT_BY_HEART
 from gopd_merge.distill.footprint import Footprint, Sizes
 from gopd_merge.distill.rollout import prompt_lengths
 from gopd_merge.errors import InputError, NotEstimatedError
 from gopd_merge.experts.base import context_length, load_tokenizer
+from gopd_merge.parallel import ALONE, Processes
 from gopd_merge.plan import Inputs
 from gopd_merge.prompts.mixing import PromptMixer
 from gopd_merge.report.terminal import byte_text
+from gopd_merge.server import is_remote
 
 CUDA_CONTEXT = 500 << 20  # bytes that a process takes on a GPU before its first tensor: an allowance
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+ENGINE = 2 << 30  # bytes of vLLM's own two processes on a CPU, before they hold anything: an allowance
 GRADERS = 110 << 20  # bytes of the libraries that are imported when the first answer is graded, as seen on CPython 3.11
 HEAP_KEEPS = 3.0  # times the need: what a process was seen to hold at most (eval/results/memory.json)
 SMALLEST_CHUNK = 64  # tokens
@@ -62,12 +65,13 @@ class Memory:
     experts: int
     student: int
     optimizer: int  # two numbers for each trained parameter
+    engine: int = 0  # vLLM in processes of its own, where it is on a CPU; on a GPU it sleeps but for the rollout
     phases: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def always(self) -> int:
         """What is there in every phase."""
-        return self.program + self.base + self.experts + self.student + self.optimizer
+        return self.program + self.base + self.experts + self.student + self.optimizer + self.engine
 
     @property
     def peak(self) -> int:
@@ -85,13 +89,17 @@ class Memory:
 
 
 class Forecast:
-    """The plan of one run. Raises InputError for a prompt that the base's context cannot hold."""
+    """The plan of one run; of several processes, what the first one takes. Raises InputError for a prompt that the base's context cannot
+    hold.
+    """
 
-    def __init__(self, config: MergeConfig, inputs: Inputs) -> None:
+    def __init__(self, config: MergeConfig, inputs: Inputs, processes: Processes = ALONE) -> None:
         self.config = config
         self.inputs = inputs
+        self.processes = processes
         self.device = resolve_device(config.device)
-        self.limit = int(config.memory) if config.memory else free_memory(self.device)
+        sharing = processes.local_count if self.device == "cpu" else 1  # a GPU is one process's
+        self.limit = int(config.memory) if config.memory else free_memory(self.device) // sharing
         self.work = count_work(config, inputs)
         self._footprints: dict[str, Footprint] = {}
         self._other_footprints: dict[str, list[Footprint]] = {}
@@ -187,9 +195,10 @@ class Forecast:
     def _memory_with(self, config: MergeConfig) -> Memory:
         shape = self._footprint(config.quantize)
         memory = self._without_phases(config.quantize)
+        own = -(-config.prompts_per_step // self.processes.count)
         sizes = Sizes(
-            batch_size=config.prompts_per_step,
-            micro_batch_size=min(config.micro_batch_size, config.prompts_per_step),
+            batch_size=own,
+            micro_batch_size=min(config.micro_batch_size, own),
             chunk_tokens=config.chunk_tokens,
             prompt_tokens=self.work.longest_prompt,
             max_new_tokens=config.trained_tokens,
@@ -197,6 +206,12 @@ class Forecast:
         apart, ratios = config.bound is not None, config.adaptive == "token" or config.deterministic is not None
         answering = [shape, *self._others(config.quantize)] if ANSWERED_BY[config.method] == "experts" else [shape]
         phases = {"rollout": max(one.rollout(sizes) for one in answering)}
+        if config.rollout == VLLM and self.device == "cuda":
+            phases["rollout"] += shape.base
+        elif config.rollout == VLLM:
+            memory = replace(memory, engine=ENGINE + shape.weights + phases.pop("rollout"))
+        elif is_remote(config.rollout):
+            del phases["rollout"]
         if config.method not in LEARNT_BY_HEART:
             phases["score"] = max(one.score(sizes, apart, ratios) for one in (shape, *self._others(config.quantize)))
         phases["update"] = shape.update(sizes, config.estimator, config.top_k, apart)
@@ -215,6 +230,8 @@ class Forecast:
         shape, others = self._footprint(quantize), self._others(quantize)
         program = CUDA_CONTEXT if self.device == "cuda" else resident_memory()
         bases, experts = (sum(getattr(one, part) for one in (shape, *others)) for part in ("base", "experts"))
+        if self.config.shard_base:  # and while a layer runs, it and the next one whole
+            bases -= sum(sum(one.layers) - -(-sum(one.layers) // self.processes.count) - 2 * max(one.layers) for one in (shape, *others))
         copy = shape.student if self.config.start != "none" else 0  # the student as it began
         return Memory(program, bases, experts + copy, shape.student, optimizer=2 * shape.student)
 

@@ -9,6 +9,7 @@ PACKAGE = Path(gopd_merge.__file__).parent
 ROOMS = ("experts", "prompts", "distill", "evaluate", "report")
 LEVEL = {
     "errors": 0,
+    "parallel": 1,
     "consistency": 1,
     "options": 1,
     "server": 1,
@@ -40,7 +41,7 @@ BETWEEN_ROOMS = {
     ("evaluate", "prompts.sources"),
     ("report", "evaluate.statistics"),
 }
-WITHOUT_TORCH = ("cli", "config", "errors", "halving", "options", "plan", "report", "server", "sweep_config")
+WITHOUT_TORCH = ("cli", "config", "errors", "halving", "options", "parallel", "plan", "report", "server", "sweep_config")
 LIGHT = ("experts.intake", "experts.base", "prompts.sources", "evaluate.suites", "evaluate.items", "evaluate.rows")
 
 

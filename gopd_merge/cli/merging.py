@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from gopd_merge.cli.quiet import quieten_libraries, stop_on_signals
 from gopd_merge.config import MergeConfig, make_config
-from gopd_merge.errors import GopdError, InputError, Interrupted
+from gopd_merge.errors import GopdError, InputError, Interrupted, ProcessLost
 from gopd_merge.options import read_config_file
+from gopd_merge.parallel import launched
 
 if TYPE_CHECKING:
     from gopd_merge.pipeline import MergeResult
@@ -48,11 +49,14 @@ def plan(options: dict[str, Any]) -> None:
 def merge(options: dict[str, Any]) -> None:
     """Run a merge and print its table or document."""
     as_json, quiet = options.pop("json", False), options.pop("quiet", False)
-    config = _config(options)
-    from gopd_merge.plan import check_output, read_inputs
+    processes = launched()
+    with processes.one_voice():
+        config = _config(options)
+        from gopd_merge.plan import check_output, check_processes, read_inputs
 
-    check_output(config.output, config.overwrite)
-    inputs = read_inputs(config)  # refuses within a second, before torch is imported
+        check_output(config.output, config.overwrite)
+        check_processes(config, processes)
+        inputs = read_inputs(config)  # refuses within a second, before torch is imported
 
     quieten_libraries()
     stop_on_signals()
@@ -60,15 +64,22 @@ def merge(options: dict[str, Any]) -> None:
     from gopd_merge.distill.remote import TeacherError
     from gopd_merge.report.progress import Progress, Silent
 
-    with Silent() if quiet else Progress() as listener:
+    with Silent() if quiet or not processes.is_first else Progress() as listener:
         try:
             result = pipeline.merge(config, listener, inputs)
         except OSError as error:
             raise GopdError(f"{error.filename or config.output}: {error.strerror or error}; {_kept(config.output)}") from error
-        except TeacherError as error:
+        except (TeacherError, ProcessLost) as error:
             raise GopdError(f"{error}; {_kept(config.output)}") from None
         except Interrupted as error:
-            raise Interrupted(f"stopped; {_kept(config.output)}", error.exit_code - 128) from None
+            by = (
+                "stopped"
+                if processes.count == 1
+                else "stopped by the launcher, as it was itself, or as another process of the run has ended"
+            )
+            raise Interrupted(f"{by}; {_kept(config.output)}", error.exit_code - 128) from None
+    if not processes.is_first:
+        return
     scale = result.scale
     if as_json:
         print(dump_json({**result.document, **({"scale": scale} if scale else {})}, ensure_ascii=False))
