@@ -57,6 +57,7 @@ def merge(options: dict[str, Any]) -> None:
     quieten_libraries()
     stop_on_signals()
     from gopd_merge import pipeline
+    from gopd_merge.distill.engines import EngineError
     from gopd_merge.distill.remote import TeacherError
     from gopd_merge.report.progress import Progress, Silent
 
@@ -65,7 +66,7 @@ def merge(options: dict[str, Any]) -> None:
             result = pipeline.merge(config, listener, inputs)
         except OSError as error:
             raise GopdError(f"{error.filename or config.output}: {error.strerror or error}; {_kept(config.output)}") from error
-        except TeacherError as error:
+        except (EngineError, TeacherError) as error:
             raise GopdError(f"{error}; {_kept(config.output)}") from None
         except Interrupted as error:
             raise Interrupted(f"stopped; {_kept(config.output)}", error.exit_code - 128) from None

@@ -47,10 +47,6 @@ def check_available(rank: int) -> None:
         raise InputError('--rollout vllm: vLLM is not installed; pip install "gopd-merge[vllm]", or leave it out')
     if lora_room(rank) is None:
         raise InputError(f"--rollout vllm: takes adapters of rank 512 at most, the student has {rank}; lower --lora-rank, or leave it out")
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise InputError(
-            f"--rollout vllm: starts vLLM for one process, this run has {processes}; start vllm serve and give its URL to --rollout"
-        )
 
 
 class VllmHere:
