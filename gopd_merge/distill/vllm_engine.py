@@ -57,6 +57,7 @@ class VllmHere:
     def __init__(self, needs: Needs, note: Callable[[str], None]) -> None:
         """Starts it and loads the base there; a minute or so. Raises InputError where it cannot hold this base."""
         self._on_gpu = torch.cuda.is_available()
+        note(f"{self.name}: starting vLLM, which takes a minute or so")
         if needs.quantize == "nf4" and not self._on_gpu:
             note(f"{self.name}: on a CPU vLLM holds the base unquantised, so it samples from another student than the one on 4 bits")
         try:

@@ -37,7 +37,7 @@ class Notes:
 def here(student, biased_base):
     notes = Notes([])
     sampler = VllmHere(Needs(str(biased_base), torch.float32, "nf4", 8, LONGEST, len(PROMPTS), 0), notes)
-    assert "holds the base unquantised" in notes.said[0]
+    assert "holds the base unquantised" in notes.said[1]
     engine = OtherEngine(student, student.vocabulary, sampler, None, "tiny-base")
     yield engine
     engine.close()
