@@ -12,9 +12,10 @@ from gopd_merge.comparison.contenders import BASE, of_experts, trained
 from gopd_merge.comparison.lineup import idle_teachers, line_up
 from gopd_merge.comparison.measuring import Setup, identity, measure_all
 from gopd_merge.comparison.tuning import tune
-from gopd_merge.config import MergeConfig
+from gopd_merge.config import VLLM, MergeConfig
 from gopd_merge.consistency import AUTO
 from gopd_merge.distill.backbone import STUDENT, Backbone
+from gopd_merge.distill.vllm_engine import check_available
 from gopd_merge.distillation import Clock, Listener, give_back_freed_memory, load_backbone, manifest, peak_memory, train_student
 from gopd_merge.errors import NotEstimatedError
 from gopd_merge.evaluate.statistics import Comparison, Result
@@ -119,13 +120,15 @@ def _reasons(scale: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def look_ahead(config: MergeConfig, inputs: Inputs, listener: Listener, processes: Processes = ALONE) -> None:
-    """Notes what is odd about the inputs. Raises InputError for a run that cannot fit into memory."""
+    """Notes what is odd about the inputs. Raises InputError for a run that cannot fit into memory, or lacks what is to sample."""
     for warning in (*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings):
         listener.note(warning)
     if config.rotate == "step" and (silent := config.domains[config.steps :]):
         listener.note(
             f"--rotate step: in {config.steps} step(s) {', '.join(silent)} will not teach; give --steps {len(config.domains)} or more"
         )
+    if config.rollout == VLLM:
+        check_available(inputs.lora_rank)
     forecast = Forecast(config, inputs, processes)
     try:
         forecast.check()

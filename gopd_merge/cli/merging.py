@@ -61,6 +61,7 @@ def merge(options: dict[str, Any]) -> None:
     quieten_libraries()
     stop_on_signals()
     from gopd_merge import pipeline
+    from gopd_merge.distill.engines import EngineError
     from gopd_merge.distill.remote import TeacherError
     from gopd_merge.report.progress import Progress, Silent
 
@@ -69,7 +70,7 @@ def merge(options: dict[str, Any]) -> None:
             result = pipeline.merge(config, listener, inputs)
         except OSError as error:
             raise GopdError(f"{error.filename or config.output}: {error.strerror or error}; {_kept(config.output)}") from error
-        except (TeacherError, ProcessLost) as error:
+        except (EngineError, TeacherError, ProcessLost) as error:
             raise GopdError(f"{error}; {_kept(config.output)}") from None
         except Interrupted as error:
             by = (
