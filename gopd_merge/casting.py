@@ -22,13 +22,11 @@ from gopd_merge.plan import Inputs
 
 
 @contextmanager
-def assembled(
-    backbone: Backbone, config: MergeConfig, inputs: Inputs, note: Callable[[str], None], save: Callable[[], None] = lambda: None
-) -> Iterator[Cast]:
+def assembled(backbone: Backbone, config: MergeConfig, inputs: Inputs, note: Callable[[str], None]) -> Iterator[Cast]:
     """Everybody that the config asks for beside the student's backbone, loaded for as long as the block lasts.
 
-    A student that does not begin at the base is put at its start. `note` is told what the user should know; `save` is called, from any
-    thread, when the run begins to wait for a server. Raises InputError for roles that cannot be had.
+    A student that does not begin at the base is put at its start. `note` is told what the user should know.
+    Raises InputError for roles that cannot be had.
     """
     with ExitStack() as stack:
         models = {BASE: backbone} | {name: _load(base, experts, config) for name, (base, experts) in inputs.other_models.items()}
@@ -41,7 +39,7 @@ def assembled(
             backbone.start_student(_starting_point(config, inputs, note))
             stack.callback(backbone.remove, START)
         cast = Cast(models, aims_of(config, inputs))
-        remote = _remote_teachers(config, inputs, cast, note, save, stack)
+        remote = _remote_teachers(config, inputs, cast, note, stack)
         cast = replace(cast, remote=remote)
         _check(cast, config)
         if config.cancels_alpha:
@@ -117,7 +115,7 @@ def middle_of(grid: tuple[Mapping[str, float | int], ...]) -> dict[str, float | 
 
 
 def _remote_teachers(
-    config: MergeConfig, inputs: Inputs, cast: Cast, note: Callable[[str], None], save: Callable[[], None], stack: ExitStack
+    config: MergeConfig, inputs: Inputs, cast: Cast, note: Callable[[str], None], stack: ExitStack
 ) -> dict[str, RemoteTeacher]:
     """Those behind servers, each asked whether it can teach this run; `stack` closes them. Raises InputError."""
     learnt = config.method in LEARNT_BY_HEART
@@ -134,7 +132,6 @@ def _remote_teachers(
             timeout=max(TIMEOUT, config.remote_patience) if learnt else TIMEOUT,  # it is silent until a response is whole
             patience=config.remote_patience,
             note=note,
-            waiting=save,
         )
         stack.callback(teacher.close)
         longest = max(prompt_lengths(tokenizer, prompts[domain])) + config.max_new_tokens

@@ -1,6 +1,8 @@
 """The distillation itself: one base with all roles on it, the loop in which the student answers and its teachers score, and its result."""
 
 import ctypes
+import hashlib
+import math
 import re
 import resource
 import sys
@@ -8,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +22,15 @@ from gopd_merge.config import MergeConfig
 from gopd_merge.distill.answering import LEARNT_BY_HEART, respond
 from gopd_merge.distill.backbone import Backbone
 from gopd_merge.distill.cast import Cast
+from gopd_merge.distill.checkpoint import Checkpoints
+from gopd_merge.distill.course import Course, Part
 from gopd_merge.distill.forgetting import Forgetting, Sizes, Turn, forgetting_text
 from gopd_merge.distill.fused import TokenStatistics
 from gopd_merge.distill.reward_scale import Controller
 from gopd_merge.distill.reward_scale import schedule as on_a_line
 from gopd_merge.distill.rollout import Rollout
+from gopd_merge.distill.room import Room
+from gopd_merge.distill.skipping import Skipping, offending_rows
 from gopd_merge.distill.target import Scale, Target, score, unscored
 from gopd_merge.distill.update import (
     Domains,
@@ -35,11 +42,14 @@ from gopd_merge.distill.update import (
     optimizer_step,
 )
 from gopd_merge.distill.watch import Watch
+from gopd_merge.errors import GopdError
 from gopd_merge.experts.base import Base, load_base
 from gopd_merge.experts.intake import Expert
 from gopd_merge.forecast import Forecast, resolve_device
 from gopd_merge.plan import Inputs, pin
 from gopd_merge.prompts.mixing import Order, PromptMixer
+from gopd_merge.prompts.sources import Prompt
+from gopd_merge.run_folder import CHECKPOINTS
 
 METRICS = "metrics.jsonl"
 M_MMAP_THRESHOLD = -3  # of <malloc.h>
@@ -70,6 +80,16 @@ class Clock:
             yield
         finally:
             self.seconds[phase] += time.perf_counter() - start
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of this sitting and those before."""
+        return {**self.seconds, "total": time.perf_counter() - self._started}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting from there."""
+        for phase, seconds in state.items():
+            self.seconds[phase] += seconds
+        self._started -= self.seconds.pop("total")
 
     def rounded(self) -> dict[str, float]:
         total = time.perf_counter() - self._started
@@ -103,8 +123,13 @@ def give_back_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, 256 << 10)
 
 
-def distill(cast: Cast, config: MergeConfig, inputs: Inputs, log: Path, clock: Clock, listener: Listener) -> tuple[dict[str, Any], int]:
-    """The loop: answer, score, update, log. Returns the last step's metrics and the number of response tokens seen."""
+def distill(
+    cast: Cast, config: MergeConfig, inputs: Inputs, folder: Path, clock: Clock, listener: Listener, checkpoints: Checkpoints | None = None
+) -> tuple[dict[str, Any], int]:
+    """The loop: answer, score, update, log; from the newest of the checkpoints on, if there is one.
+
+    Returns the last step's metrics and the number of response tokens seen. `folder` is for metrics.jsonl.
+    """
     mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed, _order(config), config.steps)
     parameters = cast.backbone.student_parameters()
     assert config.learning_rate is not None  # merge() has settled it
@@ -112,46 +137,103 @@ def distill(cast: Cast, config: MergeConfig, inputs: Inputs, log: Path, clock: C
     schedule = torch.optim.lr_scheduler.LambdaLR(  # rises over the warm-up, falls to zero at the end
         optimizer, lambda step: min(1.0, (step + 1) / (config.warmup_steps + 1)) * (1 - step / config.steps)
     )
-    alphas = AlphaOfStep(config)
-    watch = Watch(config.steps)
+    alphas, watch, skipping = AlphaOfStep(config), Watch(config.steps), Skipping()
+    room = Room(config.micro_batch_size, config.chunk_tokens, listener.note)
+    parts: dict[str, Part] = {"schedule": schedule, "alpha": alphas, "skipping": skipping, "room": room, "clock": clock}
     forgetting = Forgetting(cast, _turns(mixer, config.steps), _sizes(config)) if config.method == "alternate" else None
-    torch.manual_seed(config.seed)
-    row: dict[str, Any] = {}
-    tokens = 0
+    if forgetting:
+        parts["forgetting"] = forgetting
 
-    for step in range(config.steps):
-        started = time.perf_counter()
-        prompts, domains = mixer.batch(step)
-        with clock.measure("rollout"):
-            texts, given = [p.prompt for p in prompts], [p.response for p in prompts]
-            rollout = respond(cast, config.method, texts, domains, given, config.max_new_tokens)
-        with clock.measure("score"):
-            target = _target(cast, config, rollout, alphas.of(step))
-        with clock.measure("update"):
-            statistics, norms = _accumulate(cast, config, rollout, target)
-            used_rate = schedule.get_last_lr()[0]
-            grad_norm = optimizer_step(parameters, optimizer, config.max_grad_norm)
-            schedule.step()
-        tokens += rollout.num_tokens
-        row = {
-            "step": step + 1,
-            "kl_to_target": mean_kl(statistics),
-            "grad_norm": grad_norm,
-            **({"grad_norm_by_domain": norms} if norms else {}),
-            "learning_rate": used_rate,
-            "tokens_per_second": rollout.num_tokens / (time.perf_counter() - started),
-            "memory_bytes": peak_memory(cast.backbone.device),
-            "domains": domain_metrics(rollout, target, statistics),
-        }
-        if forgetting and (forgotten := forgetting.after(step, _scale(config, alphas.of(step)))):
-            row["forgetting"] = forgotten
-            listener.note(forgetting_text(forgotten))
-        alphas.learn(row["domains"])
-        artefacts.append_json_line(log, row)
-        listener.step(step + 1, config.steps, row)
-        for warning in watch.look(row):
-            listener.note(warning)
-    return row, tokens
+    def write_student(folder: Path) -> None:
+        cast.backbone.save_student(folder, inputs.base.name, inputs.base.commit)
+
+    course = Course(cast.backbone, optimizer, parts, watch, folder / METRICS, write_student, checkpoints)
+    course.take_up(listener.note)
+    for teacher in cast.remote.values():
+        teacher.waiting = course.save
+
+    with course.kept():
+        for step in range(course.step, config.steps):
+            started = time.perf_counter()
+            prompts, domains = mixer.batch(step)
+            at = alphas.of(step)
+            torch.manual_seed(_seed_of_step(config.seed, step))
+            attempt = partial(_gradient, cast, config, prompts, domains, at, clock)
+            rollout, target, statistics, norms = room.fit(attempt)
+            with course.full_step(), clock.measure("update"):
+                used_rate = schedule.get_last_lr()[0]
+                grad_norm = optimizer_step(parameters, optimizer, config.max_grad_norm)
+                schedule.step()
+                skipped = not math.isfinite(grad_norm)
+                skipping.count(skipped)
+                row: dict[str, Any] = {
+                    "step": step + 1,
+                    "skipped": skipping.total,
+                    "kl_to_target": None if skipped else mean_kl(statistics),
+                    "grad_norm": None if skipped else grad_norm,
+                    **({"grad_norm_by_domain": norms} if norms and not skipped else {}),
+                    "learning_rate": used_rate,
+                    "tokens_per_second": rollout.num_tokens / (time.perf_counter() - started),
+                    "memory_bytes": peak_memory(cast.backbone.device),
+                    "domains": {} if skipped else domain_metrics(rollout, target, statistics),
+                }
+                if forgetting and (forgotten := forgetting.after(step, _scale(config, at))):
+                    row["forgetting"] = forgotten
+                    listener.note(forgetting_text(forgotten))
+                alphas.learn(row["domains"])
+                course.log_row(row, rollout.num_tokens)
+            course.save_if_due(config.steps)
+            listener.step(step + 1, config.steps, row)
+            if skipped:
+                listener.note(f"step {step + 1}: its gradient is not finite, so it was left out")
+                skipping.check(folder, *_offence(cast, config, step, rollout, statistics, prompts, at))
+            for sign in watch.look(row):
+                listener.note(sign.text)
+                if sign.diverges and config.stop_on_divergence:
+                    raise GopdError(f"{sign.text}; ended by --stop-on-divergence at step {step + 1}")
+    return course.row, course.tokens
+
+
+def _seed_of_step(seed: int, step: int) -> int:
+    """What is drawn in a step does not depend on the steps before it, so that a run can be taken up at any."""
+    return int.from_bytes(hashlib.sha256(f"{seed} rollout {step}".encode()).digest()[:6])
+
+
+def _gradient(
+    cast: Cast,
+    config: MergeConfig,
+    prompts: Sequence[Prompt],
+    domains: Sequence[str],
+    alphas: Mapping[str, float],
+    clock: Clock,
+    micro_batch_size: int,
+) -> tuple[Rollout, Target, TokenStatistics, dict[str, float]]:
+    """A step up to its gradient: answer, score, accumulate. It can be done again; what is drawn depends on torch's seed alone."""
+    config = config.model_copy(update={"micro_batch_size": micro_batch_size})
+    for parameter in cast.backbone.student_parameters():
+        parameter.grad = None
+    with clock.measure("rollout"):
+        texts, given = [p.prompt for p in prompts], [p.response for p in prompts]
+        rollout = respond(cast, config.method, texts, domains, given, config.max_new_tokens)
+    with clock.measure("score"):
+        target = _target(cast, config, rollout, alphas)
+    with clock.measure("update"):
+        return rollout, target, *_accumulate(cast, config, rollout, target)
+
+
+def _offence(
+    cast: Cast,
+    config: MergeConfig,
+    step: int,
+    rollout: Rollout,
+    statistics: TokenStatistics,
+    prompts: Sequence[Prompt],
+    alphas: Mapping[str, float],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What repeats a step whose gradient was not finite."""
+    teachers = {d: " ".join(reward.teacher.adapter for reward in cast.aims[d].rewards) for d in config.domains}
+    about = {"step": step + 1, "seed": config.seed, "micro_batch_size": config.micro_batch_size, "alpha": dict(alphas)}
+    return about, offending_rows(rollout, statistics, [p.prompt for p in prompts], [teachers[d] for d in rollout.domains], alphas)
 
 
 class AlphaOfStep:
@@ -175,6 +257,15 @@ class AlphaOfStep:
         """Take a step's metrics."""
         if self._controller:
             self._controller.update(domains)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The controller's, if there is one."""
+        return self._controller.state_dict() if self._controller else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+        if self._controller:
+            self._controller.load_state_dict(state)
 
 
 def _order(config: MergeConfig) -> Order:
@@ -221,21 +312,16 @@ def train_student(
 ) -> tuple[MergeConfig, dict[str, Any], int]:
     """Run the loop and write the student to `folder`, read back and verified.
 
+    It goes on from the newest checkpoint in `folder`, if there is one; a run that is stopped leaves one of its last full step.
     Returns the config that was used, with everything settled; the last step's metrics; the number of response tokens seen.
-    An interrupted run leaves the student as it was after its last full step; so does one that waits for a server.
     Raises VerificationError.
     """
     learning_rate = config.learning_rate or default_learning_rate(backbone.hidden_size)
     config = config.model_copy(update={"learning_rate": learning_rate})
-
-    def save() -> None:
-        backbone.save_student(folder, inputs.base.name, inputs.base.commit)
-
-    with assembled(backbone, config, inputs, listener.note, save) as cast:
-        try:
-            metrics, tokens = distill(cast, config, inputs, folder / METRICS, clock, listener)
-        finally:
-            save()
+    checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint_every, config.checkpoint_minutes, config.keep_checkpoints)
+    with assembled(backbone, config, inputs, listener.note) as cast:
+        metrics, tokens = distill(cast, config, inputs, folder, clock, listener, checkpoints)
+    backbone.save_student(folder, inputs.base.name, inputs.base.commit)
     artefacts.verify_adapter(backbone, folder, [p.prompt for s in inputs.prompts for p in s.prompts[:4]])
     return pin(config, inputs), metrics, tokens
 

@@ -10,9 +10,9 @@ from cyclopts import App, Group
 
 import gopd_merge
 from gopd_merge.cli import evaluating, looking, merging, probing, sweeping
-from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, JSON, QUIET, signature
+from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, JSON, QUIET, RESUME, signature
 from gopd_merge.config import MergeConfig
-from gopd_merge.errors import GopdError
+from gopd_merge.errors import GopdError, Interrupted
 from gopd_merge.eval_config import CompareConfig, EvalConfig
 from gopd_merge.probe_config import ProbeConfig
 from gopd_merge.sweep_config import SweepConfig
@@ -63,13 +63,14 @@ def build_app() -> App:
         sweeping.sweep(options)
 
     # Functions have a __signature__ that type checkers do not know of; the flags are read off it.
-    run.__signature__ = signature(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN)  # type: ignore[attr-defined]
+    run.__signature__ = signature(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN, RESUME)  # type: ignore[attr-defined]
     plan.__signature__ = signature(MergeConfig, CONFIG, JSON, CALIBRATE)  # type: ignore[attr-defined]
     probe.__signature__ = signature(ProbeConfig, JSON, QUIET)  # type: ignore[attr-defined]
     evaluate.__signature__ = signature(EvalConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
     compare.__signature__ = signature(CompareConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
     sweep.__signature__ = signature(SweepConfig, CONFIG, JSON, QUIET, without=("alpha",))  # type: ignore[attr-defined]
     app.default(run)
+    app.command(merging.resume, name="resume")
     app.command(plan)
     app.command(probe)
     app.command(sweep)
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             app.help_print()
             return 2
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-    except GopdError as error:
+    except (GopdError, Interrupted) as error:
         for line in str(error).splitlines():  # one, or a heading with its findings indented
             print(line if line.startswith("  ") else f"gopd-merge: {line}", file=sys.stderr)
         return error.exit_code

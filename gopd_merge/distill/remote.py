@@ -68,7 +68,6 @@ class RemoteTeacher:
         timeout: float = TIMEOUT,
         patience: float = PATIENCE,
         note: Callable[[str], None] = lambda text: None,
-        waiting: Callable[[], None] = lambda: None,
     ) -> None:
         """Nothing is sent yet. Raises InputError for a location that is none.
 
@@ -82,13 +81,13 @@ class RemoteTeacher:
             timeout: seconds that the server may be silent within one request.
             patience: seconds for which `score` and `answer` try again before they give up.
             note: told, once in each of them, that the server does not answer, from any thread; and that it does again.
-            waiting: called before the first of these notes, from any thread: what is held in memory alone can be saved.
         """
         url, self.model = split_location(location)
         self.location = location
         self.k = min(k, vocabulary_size - 1)
         self._vocabulary = Vocabulary(tokenizer, vocabulary_size)
-        self._workers, self._patience, self._note, self._waiting = workers, patience, note, waiting
+        self._workers, self._patience, self._note = workers, patience, note
+        self.waiting: Callable[[], None] = lambda: None  # called before the first of these notes, from any thread
         self._lock, self._has_waited = threading.Lock(), False
         self._plain = False  # whether the server takes no request with vLLM's own fields
         try:
@@ -309,6 +308,6 @@ class RemoteTeacher:
     def _waits(self, failure: Failed) -> None:
         with self._lock:
             if not self._has_waited:
-                self._waiting()
+                self.waiting()
                 self._note(f"{self.location} does not answer ({failure}); trying again for {self._patience:g} s")
             self._has_waited = True

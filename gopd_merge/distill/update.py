@@ -14,7 +14,6 @@ from gopd_merge.distill.fused import TokenStatistics, backward_in_chunks, backwa
 from gopd_merge.distill.objective import HIDDEN, estimator_of, reverse_kl
 from gopd_merge.distill.rollout import Rollout
 from gopd_merge.distill.target import Target
-from gopd_merge.errors import GopdError
 
 Domains = Mapping[str, Mapping[str, float | None]]  # metrics by domain
 
@@ -98,14 +97,10 @@ def default_learning_rate(hidden_size: int) -> float:
 
 
 def optimizer_step(parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
-    """Clip, step, clear. Returns the gradient norm before clipping.
-
-    Raises GopdError when the gradient is not finite; the parameters are then as they were.
-    """
+    """Clip, step, clear. Returns the gradient norm before clipping; where that is not finite, no step is made."""
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
-    if not math.isfinite(norm):
-        raise GopdError("the gradient is not finite; lower --learning-rate or --alpha, and see the last lines of metrics.jsonl")
-    optimizer.step()
+    if math.isfinite(norm):
+        optimizer.step()
     optimizer.zero_grad()
     return norm
 
