@@ -134,7 +134,7 @@ def _remote_teachers(
             note=note,
         )
         stack.callback(teacher.close)
-        longest = max(prompt_lengths(tokenizer, prompts[domain])) + config.max_new_tokens
+        longest = max(prompt_lengths(tokenizer, prompts[domain])) + config.trained_tokens
         teacher.check_answers(longest) if learnt else teacher.check(longest)
     return teachers
 

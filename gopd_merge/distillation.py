@@ -1,7 +1,6 @@
 """The distillation itself: one base with all roles on it, the loop in which the student answers and its teachers score, and its result."""
 
 import ctypes
-import hashlib
 import math
 import re
 import resource
@@ -28,7 +27,7 @@ from gopd_merge.distill.forgetting import Forgetting, Sizes, Turn, forgetting_te
 from gopd_merge.distill.fused import TokenStatistics
 from gopd_merge.distill.reward_scale import Controller
 from gopd_merge.distill.reward_scale import schedule as on_a_line
-from gopd_merge.distill.rollout import Rollout
+from gopd_merge.distill.rollout import Rollout, row_seeds
 from gopd_merge.distill.room import Room
 from gopd_merge.distill.skipping import Skipping, offending_rows
 from gopd_merge.distill.target import Scale, Target, score, unscored
@@ -157,8 +156,8 @@ def distill(
             started = time.perf_counter()
             prompts, domains = mixer.batch(step)
             at = alphas.of(step)
-            torch.manual_seed(_seed_of_step(config.seed, step))
-            attempt = partial(_gradient, cast, config, prompts, domains, at, clock)
+            seeds = row_seeds(config.seed, "step", step, count=len(prompts))
+            attempt = partial(_gradient, cast, config, prompts, domains, seeds, at, clock)
             rollout, target, statistics, norms = room.fit(attempt)
             with course.full_step(), clock.measure("update"):
                 used_rate = schedule.get_last_lr()[0]
@@ -175,7 +174,7 @@ def distill(
                     "learning_rate": used_rate,
                     "tokens_per_second": rollout.num_tokens / (time.perf_counter() - started),
                     "memory_bytes": peak_memory(cast.backbone.device),
-                    "domains": {} if skipped else domain_metrics(rollout, target, statistics),
+                    "domains": {} if skipped else _with_horizon(config, domain_metrics(rollout, target, statistics)),
                 }
                 if forgetting and (forgotten := forgetting.after(step, _scale(config, at))):
                     row["forgetting"] = forgotten
@@ -194,27 +193,23 @@ def distill(
     return course.row, course.tokens
 
 
-def _seed_of_step(seed: int, step: int) -> int:
-    """What is drawn in a step does not depend on the steps before it, so that a run can be taken up at any."""
-    return int.from_bytes(hashlib.sha256(f"{seed} rollout {step}".encode()).digest()[:6])
-
-
 def _gradient(
     cast: Cast,
     config: MergeConfig,
     prompts: Sequence[Prompt],
     domains: Sequence[str],
+    seeds: Sequence[int],
     alphas: Mapping[str, float],
     clock: Clock,
     micro_batch_size: int,
 ) -> tuple[Rollout, Target, TokenStatistics, dict[str, float]]:
-    """A step up to its gradient: answer, score, accumulate. It can be done again; what is drawn depends on torch's seed alone."""
+    """A step up to its gradient: answer, score, accumulate. It can be done again: it changes nothing but the gradient."""
     config = config.model_copy(update={"micro_batch_size": micro_batch_size})
     for parameter in cast.backbone.student_parameters():
         parameter.grad = None
     with clock.measure("rollout"):
         texts, given = [p.prompt for p in prompts], [p.response for p in prompts]
-        rollout = respond(cast, config.method, texts, domains, given, config.max_new_tokens)
+        rollout = respond(cast, config.method, texts, domains, given, config.trained_tokens, seeds)
     with clock.measure("score"):
         target = _target(cast, config, rollout, alphas)
     with clock.measure("update"):
@@ -288,7 +283,14 @@ def _scale(config: MergeConfig, alphas: Mapping[str, float]) -> Scale:
 
 def _sizes(config: MergeConfig) -> Sizes:
     top_k = config.top_k if config.estimator == "topk" else 0
-    return Sizes(config.max_new_tokens, config.micro_batch_size, config.chunk_tokens, top_k)
+    return Sizes(config.trained_tokens, config.micro_batch_size, config.chunk_tokens, top_k)
+
+
+def _with_horizon(config: MergeConfig, domains: Domains) -> Domains:
+    """Whether a response would have ended is not known where the horizon cut it: how many it cut has a name of its own."""
+    if config.horizon is None:
+        return domains
+    return {domain: {**metrics, "capped": None, "past_horizon": metrics["capped"]} for domain, metrics in domains.items()}
 
 
 def _turns(mixer: PromptMixer, steps: int) -> dict[str, Turn]:

@@ -116,18 +116,22 @@ def entropy(course: Course) -> str | None:
 
 
 def limit(course: Course) -> str | None:
-    """Cut answers teach nothing about how to end."""
-    return at_the_limit(course) if AT_THE_LIMIT <= course.now.capped < ALL else None
+    """Cut answers teach nothing about how to end. Those that a horizon cut were meant to be."""
+    capped = course.now.capped
+    return at_the_limit(course) if capped is not None and AT_THE_LIMIT <= capped < ALL else None
 
 
 def endless(course: Course) -> str | None:
     """The same of all answers: nothing is left to learn an end from."""
-    return at_the_limit(course) if course.now.capped >= ALL else None
+    capped = course.now.capped
+    return at_the_limit(course) if capped is not None and capped >= ALL else None
 
 
-def at_the_limit(course: Course) -> str:
+def at_the_limit(course: Course) -> str | None:
     """What to say of answers that are cut."""
     first, now = course.first, course.now
+    if now.capped is None or first.capped is None:
+        return None
     if first.capped >= AT_THE_LIMIT:
         return f"{now.capped:.0%} of the responses end at the limit of their length; raise --max-new-tokens"
     return (
@@ -139,10 +143,11 @@ def at_the_limit(course: Course) -> str:
 def length(course: Course) -> str | None:
     """Left to `limit` where most responses end there."""
     first, now = course.first, course.now
-    if now.capped >= AT_THE_LIMIT or not length_exploded(first, now):
+    if (now.capped is not None and now.capped >= AT_THE_LIMIT) or not length_exploded(first, now):
         return None
+    cut = "" if now.capped is None else f" ({now.capped:.0%} at the limit)"
     return (
-        f"responses grew from {first.response_length:.0f} to {now.response_length:.0f} tokens ({now.capped:.0%} at the limit); "
+        f"responses grew from {first.response_length:.0f} to {now.response_length:.0f} tokens{cut}; "
         f"if the expert's own are not that long, a side effect is amplified: read some answers{or_less_alpha(now)}"
     )
 
