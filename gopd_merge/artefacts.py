@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
 
 from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distill.rollout import encode
 from gopd_merge.errors import VerificationError
+from gopd_merge.experts.intake import WEIGHTS
 
 VERSIONED = ("gopd-merge", "torch", "transformers", "peft", "bitsandbytes", "safetensors")
 READBACK = "readback"
@@ -23,6 +26,9 @@ def verify_adapter(backbone: Backbone, folder: Path, prompts: list[str]) -> None
 
     Raises VerificationError.
     """
+    if backbone.is_shared:  # no process can run it alone
+        _verify_tensors(backbone, folder)
+        return
     backbone.load_adapter(folder, READBACK)
     try:
         ids, mask = encode(backbone, prompts)
@@ -36,6 +42,16 @@ def verify_adapter(backbone: Backbone, folder: Path, prompts: list[str]) -> None
         raise VerificationError(
             f"{folder}: read back, the adapter's logits differ by up to {gap:.2g} from those in memory; please report this"
         )
+
+
+def _verify_tensors(backbone: Backbone, folder: Path) -> None:
+    """The tensors of the file are those of the student in memory, and finite."""
+    held = get_peft_model_state_dict(backbone.peft, adapter_name=STUDENT, save_embedding_layers=False)
+    written = load_file(folder / WEIGHTS)
+    if held.keys() != written.keys() or any(not torch.equal(held[name].cpu(), tensor) for name, tensor in written.items()):
+        raise VerificationError(f"{folder}: read back, the adapter's tensors differ from those in memory; please report this")
+    if not all(tensor.isfinite().all() for tensor in written.values()):
+        raise VerificationError(f"{folder}: the merged adapter is not finite; lower --learning-rate or --alpha")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

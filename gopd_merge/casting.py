@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
+import torch
+
 from gopd_merge.config import BASE, TEACHER_BASE, MergeConfig
 from gopd_merge.distill.answering import LEARNT_BY_HEART
 from gopd_merge.distill.backbone import REFERENCE, START, Backbone, expert
@@ -11,6 +13,7 @@ from gopd_merge.distill.cast import REMOTE, Cast, Role
 from gopd_merge.distill.objective import HIDDEN, Aim, Reward
 from gopd_merge.distill.remote import TIMEOUT, RemoteTeacher
 from gopd_merge.distill.rollout import prompt_lengths
+from gopd_merge.distill.sharding import share_out
 from gopd_merge.distill.tilt import Rule
 from gopd_merge.errors import InputError
 from gopd_merge.experts.base import Base, load_base
@@ -18,11 +21,14 @@ from gopd_merge.experts.deltas import Updates, load_updates, truncated
 from gopd_merge.experts.intake import Expert
 from gopd_merge.experts.static import RIVALS
 from gopd_merge.forecast import resolve_device
+from gopd_merge.parallel import ALONE, Processes
 from gopd_merge.plan import Inputs
 
 
 @contextmanager
-def assembled(backbone: Backbone, config: MergeConfig, inputs: Inputs, note: Callable[[str], None]) -> Iterator[Cast]:
+def assembled(
+    backbone: Backbone, config: MergeConfig, inputs: Inputs, note: Callable[[str], None], processes: Processes = ALONE
+) -> Iterator[Cast]:
     """Everybody that the config asks for beside the student's backbone, loaded for as long as the block lasts.
 
     A student that does not begin at the base is put at its start. `note` is told what the user should know.
@@ -42,6 +48,9 @@ def assembled(backbone: Backbone, config: MergeConfig, inputs: Inputs, note: Cal
         remote = _remote_teachers(config, inputs, cast, note, stack)
         cast = replace(cast, remote=remote)
         _check(cast, config)
+        if config.shard_base:
+            for model in models.values():
+                share_out(model, torch.device(resolve_device(config.device)), processes.count)
         if config.cancels_alpha:
             note("the teacher is its own reference: α cancels, this is plain OPD")
         yield cast
@@ -82,7 +91,7 @@ def load_teachers(config: MergeConfig, inputs: Inputs) -> Backbone:
 
 
 def _load(base: Base, experts: tuple[Expert, ...], config: MergeConfig) -> Backbone:
-    model, tokenizer = load_base(base, config.quantize, resolve_device(config.device))
+    model, tokenizer = load_base(base, config.quantize, resolve_device(config.device), on_host=config.shard_base)
     backbone = Backbone(model, tokenizer, experts)
     backbone.check_head()
     return backbone

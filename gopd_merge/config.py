@@ -158,6 +158,11 @@ class MergeConfig(BaseModel):
     memory: ByteSize | None = option(
         None, "memory that the run may take, such as 24GB; one that needs more is refused (default: what is free)", "Machine", str | None
     )
+    shard_base: bool = option(
+        False,
+        "several processes of accelerate launch: each holds a part of every layer of the base, for one that does not fit a device (FSDP2)",
+        "Machine",
+    )
     chunk_tokens: int = option(1024, "response tokens projected to the vocabulary at once", "Machine", ge=1)
     remote_patience: float = option(
         600, "seconds to wait for the server of a remote expert that does not answer, before the run ends", "Machine", ge=0

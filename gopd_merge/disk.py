@@ -51,6 +51,11 @@ def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
+def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a JSON-lines file, in place of an earlier one."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; none where there is no file. A last line that was cut off is left out."""
     try:

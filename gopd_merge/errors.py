@@ -57,3 +57,15 @@ class Interrupted(BaseException):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(printable(message))
         self.exit_code = 128 + signal_number
+
+
+class ProcessLost(GopdError):
+    """Another process of the run has ended, or does not answer."""
+
+
+class Unspoken(GopdError):
+    """What another process of the run says: nothing is left to be said here."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code

@@ -15,6 +15,7 @@ from gopd_merge.distill.footprint import Footprint, Sizes
 from gopd_merge.distill.rollout import prompt_lengths
 from gopd_merge.errors import InputError, NotEstimatedError
 from gopd_merge.experts.base import context_length, load_tokenizer
+from gopd_merge.parallel import ALONE, Processes
 from gopd_merge.plan import Inputs
 from gopd_merge.prompts.mixing import PromptMixer
 from gopd_merge.report.terminal import byte_text
@@ -85,13 +86,17 @@ class Memory:
 
 
 class Forecast:
-    """The plan of one run. Raises InputError for a prompt that the base's context cannot hold."""
+    """The plan of one run; of several processes, what the first one takes. Raises InputError for a prompt that the base's context cannot
+    hold.
+    """
 
-    def __init__(self, config: MergeConfig, inputs: Inputs) -> None:
+    def __init__(self, config: MergeConfig, inputs: Inputs, processes: Processes = ALONE) -> None:
         self.config = config
         self.inputs = inputs
+        self.processes = processes
         self.device = resolve_device(config.device)
-        self.limit = int(config.memory) if config.memory else free_memory(self.device)
+        sharing = processes.local_count if self.device == "cpu" else 1  # a GPU is one process's
+        self.limit = int(config.memory) if config.memory else free_memory(self.device) // sharing
         self.work = count_work(config, inputs)
         self._footprints: dict[str, Footprint] = {}
         self._other_footprints: dict[str, list[Footprint]] = {}
@@ -187,9 +192,10 @@ class Forecast:
     def _memory_with(self, config: MergeConfig) -> Memory:
         shape = self._footprint(config.quantize)
         memory = self._without_phases(config.quantize)
+        own = -(-config.prompts_per_step // self.processes.count)
         sizes = Sizes(
-            batch_size=config.prompts_per_step,
-            micro_batch_size=min(config.micro_batch_size, config.prompts_per_step),
+            batch_size=own,
+            micro_batch_size=min(config.micro_batch_size, own),
             chunk_tokens=config.chunk_tokens,
             prompt_tokens=self.work.longest_prompt,
             max_new_tokens=config.trained_tokens,
@@ -215,6 +221,8 @@ class Forecast:
         shape, others = self._footprint(quantize), self._others(quantize)
         program = CUDA_CONTEXT if self.device == "cuda" else resident_memory()
         bases, experts = (sum(getattr(one, part) for one in (shape, *others)) for part in ("base", "experts"))
+        if self.config.shard_base:  # and while a layer runs, it and the next one whole
+            bases -= sum(sum(one.layers) - -(-sum(one.layers) // self.processes.count) - 2 * max(one.layers) for one in (shape, *others))
         copy = shape.student if self.config.start != "none" else 0  # the student as it began
         return Memory(program, bases, experts + copy, shape.student, optimizer=2 * shape.student)
 

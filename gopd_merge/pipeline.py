@@ -25,12 +25,13 @@ from gopd_merge.evaluate.statistics import Comparison, Result
 from gopd_merge.experts.intake import WEIGHTS
 from gopd_merge.experts.tensor_file import file_sha256
 from gopd_merge.forecast import Forecast, resolve_device
-from gopd_merge.plan import MANIFEST, Inputs, check_output, read_inputs
+from gopd_merge.parallel import ALONE, Processes, launched
+from gopd_merge.plan import MANIFEST, Inputs, check_output, check_processes, read_inputs
 from gopd_merge.report.card import card_text
 from gopd_merge.report.document import EVALUATION, RESULTS
 from gopd_merge.report.progress import Silent
 from gopd_merge.report.scale import SCALE
-from gopd_merge.run_folder import check_unfinished, run_folder
+from gopd_merge.run_folder import check_unfinished, partial_of, run_folder
 from gopd_merge.scaling.auto import choose_alpha
 from gopd_merge.settings import identity, settings_of
 
@@ -61,37 +62,49 @@ def merge(
     """Merge the experts into one adapter at `config.output`.
 
     A `backbone` that is loaded already has all roles and a fresh student on it, and its memory was looked at. `scale` is the document of
-    how α was chosen; it is kept beside the adapter. With `resume` a run that was stopped goes on; where there is none, it begins.
+    how α was chosen; it is kept beside the adapter. With `resume` a run that was stopped goes on; where there is none, it begins. In each
+    of several processes of `accelerate launch` this is called alike; they train together, and the first alone measures and writes: what it
+    returns is known to it alone.
 
     Raises:
         InputError: something given is refused; nothing was computed.
         GopdError: the run failed; what was computed is in OUTPUT.partial.
     """
-    listener = listener or Silent()
+    processes = launched()
+    listener = listener if listener and processes.is_first else Silent()
     clock = Clock()
     check_output(config.output, config.overwrite)
     if not resume:
         check_unfinished(config.output, config.overwrite)
+    check_processes(config, processes)
     inputs = inputs or read_inputs(config)
     listener.started(config, inputs)
     if backbone is None:
         with clock.measure("plan"):
-            look_ahead(config, inputs, listener)
+            look_ahead(config, inputs, listener, processes)
+
+    if not processes.is_first:
+        partial = partial_of(config.output)
+        with processes.joined(resolve_device(config.device), config.remote_patience) as together:
+            backbone = backbone or load_backbone(config, inputs)
+            train_student(backbone, config, inputs, partial, clock, listener, together)
+        return MergeResult(config.output, (), (), {}, "")
 
     environment = artefacts.environment(torch.device(resolve_device(config.device)))
-    with run_folder(config, inputs, resume, environment, listener.note) as folder:
+    with run_folder(config, inputs, resume, environment | {"processes": processes.count}, listener.note) as folder:
         if scale is not None:
             write_json(folder / SCALE, scale)
         elif config.alpha != AUTO and (folder / SCALE).is_file():  # of a sweep, whose last run goes on without it
             scale = json.loads((folder / SCALE).read_text(encoding="utf-8"))
-        if backbone is None:
-            listener.phase("loading the base")
-            with clock.measure("load"):
-                backbone = load_backbone(config, inputs)
-        if config.alpha == AUTO:
-            with clock.measure("probe"):
-                config, scale = choose_alpha(backbone, config, inputs, folder, listener)
-        config, metrics, tokens = train_student(backbone, config, inputs, folder, clock, listener)
+        with processes.joined(resolve_device(config.device), config.remote_patience) as together:
+            if backbone is None:
+                listener.phase("loading the base")
+                with clock.measure("load"):
+                    backbone = load_backbone(config, inputs)
+            if config.alpha == AUTO:
+                with clock.measure("probe"):
+                    config, scale = choose_alpha(backbone, config, inputs, folder, listener)
+            config, metrics, tokens = train_student(backbone, config, inputs, folder, clock, listener, together)
         measured = {"seconds": clock.rounded(), "tokens": tokens, "environment": environment}
         found = evaluate(backbone, config, inputs, folder, manifest(config, inputs, metrics) | measured, clock, listener)
 
@@ -121,7 +134,7 @@ def _reasons(scale: Mapping[str, Any]) -> dict[str, Any]:
     return {name: scale[name] for name in ("made_by", "chosen", "chosen_options", "why") if name in scale}
 
 
-def look_ahead(config: MergeConfig, inputs: Inputs, listener: Listener) -> None:
+def look_ahead(config: MergeConfig, inputs: Inputs, listener: Listener, processes: Processes = ALONE) -> None:
     """Notes what is odd about the inputs. Raises InputError for a run that cannot fit into memory."""
     for warning in (*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings):
         listener.note(warning)
@@ -129,7 +142,7 @@ def look_ahead(config: MergeConfig, inputs: Inputs, listener: Listener) -> None:
         listener.note(
             f"--rotate step: in {config.steps} step(s) {', '.join(silent)} will not teach; give --steps {len(config.domains)} or more"
         )
-    forecast = Forecast(config, inputs)
+    forecast = Forecast(config, inputs, processes)
     try:
         forecast.check()
         listener.planned(forecast)

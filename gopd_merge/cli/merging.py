@@ -9,8 +9,9 @@ from cyclopts import Parameter
 
 from gopd_merge.cli.quiet import quieten_libraries
 from gopd_merge.config import MergeConfig, make_config
-from gopd_merge.errors import GopdError, InputError, Interrupted
+from gopd_merge.errors import GopdError, InputError, Interrupted, ProcessLost
 from gopd_merge.options import read_config_file
+from gopd_merge.parallel import launched
 from gopd_merge.stopping import stop_on_signals
 
 if TYPE_CHECKING:
@@ -58,16 +59,18 @@ def merge(options: dict[str, Any]) -> None:
     """Run a merge and print its table or document."""
     resume = options.pop("resume", False)
     as_json, quiet = options.pop("json", False), options.pop("quiet", False)
-    config = _config(options)
-    from gopd_merge.plan import check_output, read_inputs
-    from gopd_merge.run_folder import check_unfinished, is_complete, is_same
+    with launched().one_voice():
+        config = _config(options)
+        from gopd_merge.plan import check_output, check_processes, read_inputs
+        from gopd_merge.run_folder import check_unfinished, is_complete, is_same
 
-    done = resume and is_complete(config.output)
-    if not done:
-        check_output(config.output, config.overwrite)
-    if not resume:
-        check_unfinished(config.output, config.overwrite)
-    inputs = read_inputs(config)  # refuses within a second, before torch is imported
+        done = resume and is_complete(config.output)
+        if not done:
+            check_output(config.output, config.overwrite)
+        if not resume:
+            check_unfinished(config.output, config.overwrite)
+        check_processes(config, launched())
+        inputs = read_inputs(config)  # refuses within a second, before torch is imported
     if done and is_same(config, inputs):
         _print_complete(config, as_json)
     else:
@@ -88,15 +91,18 @@ def resume(
     quiet
         no progress, only the result
     """
-    from gopd_merge.plan import read_inputs
+    from gopd_merge.plan import check_processes, read_inputs
     from gopd_merge.run_folder import PARTIAL, is_complete, stored_config
 
     folder = Path(output.rstrip("/").removesuffix(PARTIAL))
     if is_complete(folder):
         _print_complete(make_config(read_config_file(folder / MANIFEST) | {"output": folder}), json)
         return
-    config = stored_config(folder)
-    _run(config, read_inputs(config), True, json, quiet)
+    with launched().one_voice():
+        config = stored_config(folder)
+        check_processes(config, launched())
+        inputs = read_inputs(config)
+    _run(config, inputs, True, json, quiet)
 
 
 def _run(config: MergeConfig, inputs: "Inputs", resume: bool, as_json: bool, quiet: bool) -> None:
@@ -106,16 +112,18 @@ def _run(config: MergeConfig, inputs: "Inputs", resume: bool, as_json: bool, qui
     from gopd_merge.distill.remote import TeacherError
     from gopd_merge.report.progress import Progress, Silent
 
-    output = config.output
-    with Silent() if quiet else Progress() as listener:
+    output, processes = config.output, launched()
+    with Silent() if quiet or not processes.is_first else Progress() as listener:
         try:
             result = pipeline.merge(config, listener, inputs, resume=resume)
         except OSError as error:
             raise GopdError(f"{error.filename or output}: {error.strerror or error}; {_kept(output)}") from error
-        except TeacherError as error:
+        except (TeacherError, ProcessLost) as error:
             raise GopdError(f"{error}; {_kept(output)}") from None
         except Interrupted as error:
-            raise Interrupted(_stopped(output), error.exit_code - 128) from None
+            raise Interrupted(_stopped(output, processes.count > 1), error.exit_code - 128) from None
+    if not processes.is_first:
+        return
     scale = result.scale
     if as_json:
         print(dump_json({**result.document, **({"scale": scale} if scale else {})}, ensure_ascii=False))
@@ -139,19 +147,20 @@ def _print_complete(config: MergeConfig, as_json: bool) -> None:
         print(f"{config.output} is complete, nothing is left to do")
 
 
-def _stopped(output: Path) -> str:
-    """What to say when a signal stopped a run: where, what is saved, how to go on."""
+def _stopped(output: Path, launched: bool) -> str:
+    """What to say when a signal stopped a run, or its launcher: where, what is saved, how to go on."""
     from gopd_merge.disk import read_json_lines
     from gopd_merge.run_folder import is_complete, partial_of, saved_steps
 
     steps = saved_steps(output)
     if is_complete(output):
         return f"stopped; {output} is complete"
+    by = "stopped by the launcher, as it was itself, or as another process of the run has ended," if launched else "stopped"
     if not partial_of(output).exists():
-        return "stopped before anything was computed"
+        return f"{by} before anything was computed"
     done = len(read_json_lines(partial_of(output) / "metrics.jsonl"))
     saved = "everything is saved" if done == (steps[-1] if steps else 0) else f"step {steps[-1] if steps else 0} is saved"
-    return f"stopped at step {done}; {saved}. Go on with: gopd-merge resume {shlex.quote(str(output))}"
+    return f"{by} at step {done}; {saved}. Go on with: gopd-merge resume {shlex.quote(str(output))}"
 
 
 def _kept(output: Path) -> str:

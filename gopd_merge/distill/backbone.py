@@ -36,6 +36,12 @@ def expert(domain: str) -> str:
     return f"expert-{domain}"
 
 
+def layers_of(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The decoder's layers: what Transformers says must stay on one device. None where a model does not say it."""
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.get_decoder().modules() if type(module).__name__ in kinds]
+
+
 class Backbone:
     """The base with all adapters on it. Always in evaluation mode: no dropout, so a role is one deterministic function."""
 
@@ -48,6 +54,7 @@ class Backbone:
         """
         self.tokenizer = tokenizer
         self.device = model.device
+        self.is_shared = False  # whether each process holds a part of it only, see `sharding`
         self.peft: Any = model  # a PeftModel as soon as there is an adapter
         self._decoder = model.get_decoder()
         self._head = model.get_output_embeddings()

@@ -5,9 +5,9 @@ a pickle. Prompts, answers and the fresh student are functions of the seed and t
 """
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from gopd_merge.disk import as_os_error, remove, whole_folder, write_json
 from gopd_merge.errors import GopdError
+from gopd_merge.experts.intake import WEIGHTS
 from gopd_merge.experts.tensor_file import file_sha256
 
 SCHEMA = 1  # of what is in a checkpoint
 KEPT = 2  # the last ones
-MANIFEST, STATE, OPTIMIZER = "checkpoint.json", "state.json", "optimizer.safetensors"
+MANIFEST, STATE, MOMENTS, GROUPS = "checkpoint.json", "state.json", "optimizer.safetensors", "optimizer.json"
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,7 @@ class Checkpoint:
 
     folder: Path
     step: int  # full steps that were done
-    state: Mapping[str, Any]  # as it was given to `save`
-
-    def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Put its moments and rates back."""
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in load_file(self.folder / OPTIMIZER).items():
-            index, _, slot = name.partition(".")
-            state.setdefault(int(index), {})[slot] = tensor.clone()  # the file is only mapped
-        optimizer.load_state_dict({"state": state, "param_groups": self.state["param_groups"]})
+    state: Mapping[str, Any]  # what STATE holds
 
 
 class Checkpoints:
@@ -54,26 +47,14 @@ class Checkpoints:
         """Whether the state after so many steps is to be saved."""
         return step % self._every == 0 or time.monotonic() - self._saved >= self._seconds
 
-    def save(
-        self, step: int, write_student: Callable[[Path], None], optimizer: torch.optim.Optimizer, state: Mapping[str, Any], log: Path
-    ) -> None:
-        """Write the state after `step` steps; older checkpoints than the last ones are removed. Raises OSError, naming the folder.
+    @contextmanager
+    def new(self, step: int) -> Iterator[Path]:
+        """A folder to write the state after `step` steps in; it then becomes a checkpoint, and older ones than the last are removed.
 
-        Args:
-            step: full steps that were done.
-            write_student: writes the adapter into a folder.
-            optimizer: whose state goes into a file of its own.
-            state: what else there is, plain JSON.
-            log: metrics.jsonl up to this step.
+        Raises OSError; then it is as if nothing had been written.
         """
-        target = self._folder / f"step-{step:06d}"
-        with whole_folder(target) as folder:
-            write_student(folder)
-            moments, groups = _taken_apart(optimizer)
-            with as_os_error(folder / OPTIMIZER):
-                save_file(moments, folder / OPTIMIZER)
-            write_json(folder / STATE, {**state, "param_groups": groups})
-            shutil.copyfile(log, folder / log.name)
+        with whole_folder(self._folder / f"step-{step:06d}") as folder:
+            yield folder
             sums = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
             write_json(folder / MANIFEST, {"schema": SCHEMA, "step": step, "sha256": sums})
         self._saved = time.monotonic()
@@ -122,7 +103,7 @@ class Checkpoints:
             for name, sha256 in sums.items():
                 if file_sha256(folder / name) != sha256:
                     raise _DamagedError(f"{name} is not what was written")
-            if manifest["step"] != step or not {STATE, OPTIMIZER} <= sums.keys():
+            if manifest["step"] != step or not {STATE, MOMENTS, GROUPS, WEIGHTS} <= sums.keys():
                 raise _DamagedError(f"{MANIFEST} is of another checkpoint")
             return Checkpoint(folder, step, json.loads((folder / STATE).read_text(encoding="utf-8")))
         except OSError as error:
@@ -135,8 +116,20 @@ class _DamagedError(Exception):
     """Why a checkpoint cannot be used, in a few words."""
 
 
-def _taken_apart(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimiser's state as named tensors and as what JSON can hold."""
+def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Its moments as named tensors, and what JSON can hold. Raises OSError."""
     state = optimizer.state_dict()
     moments = {f"{index}.{slot}": tensor.contiguous() for index, slots in state["state"].items() for slot, tensor in slots.items()}
-    return moments, state["param_groups"]
+    with as_os_error(folder / MOMENTS):
+        save_file(moments, folder / MOMENTS)
+    write_json(folder / GROUPS, {"param_groups": state["param_groups"]})
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Put back what `save_optimizer` wrote."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in load_file(folder / MOMENTS).items():
+        index, _, slot = name.partition(".")
+        state.setdefault(int(index), {})[slot] = tensor.clone()  # the file is only mapped
+    groups = json.loads((folder / GROUPS).read_text(encoding="utf-8"))
+    optimizer.load_state_dict({"state": state, **groups})

@@ -3,20 +3,20 @@
 A step is full or it was never made: what is computed for it changes nothing that lasts until `full_step` takes it in at once.
 """
 
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from gopd_merge.disk import append_json_line, read_json_lines
+from gopd_merge.disk import append_json_line, read_json_lines, write_json, write_json_lines
 from gopd_merge.distill.backbone import Backbone
-from gopd_merge.distill.checkpoint import Checkpoints
+from gopd_merge.distill.checkpoint import STATE, Checkpoints, load_optimizer, save_optimizer
 from gopd_merge.distill.watch import Watch
+from gopd_merge.experts.base import Base
 from gopd_merge.stopping import undisturbed
 
 
@@ -30,15 +30,16 @@ class Part(Protocol):
 
 @dataclass
 class Course:
-    """One run. `checkpoints` is None for one that is too short to be worth any."""
+    """One run, as one of its processes sees it. `checkpoints` is None for a run that is too short to be worth any."""
 
     backbone: Backbone
     optimizer: torch.optim.Optimizer
     parts: Mapping[str, Part]
     watch: Watch
-    log: Path  # metrics.jsonl
-    write_student: Callable[[Path], None]
+    log: Path  # metrics.jsonl, which the first process writes
+    base: Base
     checkpoints: Checkpoints | None
+    is_first: bool = True
     step: int = 0  # full steps
     tokens: int = 0  # response tokens that were learnt from
     row: dict[str, Any] = field(default_factory=dict)  # the last line of the log
@@ -50,16 +51,18 @@ class Course:
         """Go on from the newest checkpoint, if there is one. Raises GopdError where none is whole."""
         found = self.checkpoints.newest(note) if self.checkpoints else None
         if found is None:
-            self.log.unlink(missing_ok=True)
+            if self.is_first:
+                self.log.unlink(missing_ok=True)
             return
         self.backbone.load_student(found.folder)
-        found.load_optimizer(self.optimizer)
+        load_optimizer(self.optimizer, found.folder)
         for name, part in self.parts.items():
             part.load_state_dict(found.state[name])
-        shutil.copyfile(found.folder / self.log.name, self.log)  # what was logged after it will be logged again
-        rows = read_json_lines(self.log)
+        rows = read_json_lines(found.folder / self.log.name)
         for row in rows:
             self.watch.look(row)  # what it says was heard
+        if self.is_first:
+            write_json_lines(self.log, rows)  # what was logged after it will be logged again
         self.step = self._saved = found.step
         self.tokens, self.row = found.state["tokens"], rows[-1]
         note(f"going on after step {self.step}")
@@ -75,13 +78,14 @@ class Course:
 
     def log_row(self, row: dict[str, Any], tokens: int) -> None:
         """A step's line, and how many response tokens it learnt from."""
-        append_json_line(self.log, row)
+        if self.is_first:
+            append_json_line(self.log, row)
         self.row = row
         self.tokens += tokens
 
     def save_if_due(self, last: int) -> None:
-        """A checkpoint, every so often and after the `last` step."""
-        if self.checkpoints and (self.checkpoints.is_due(self.step) or self.step == last):
+        """The first process's checkpoint, every so often and after the `last` step. Raises OSError."""
+        if self.is_first and self.checkpoints and (self.checkpoints.is_due(self.step) or self.step == last):
             self.save()
 
     def save(self) -> None:
@@ -89,16 +93,13 @@ class Course:
         with self._lock:
             if self.checkpoints is None or self._saved == self.step or self._in_between:
                 return
+            rows = read_json_lines(self.log)[: self.step]
+            if len(rows) < self.step:
+                return  # the first process died before it wrote its line
             state = {"tokens": self.tokens} | {name: part.state_dict() for name, part in self.parts.items()}
-            self.checkpoints.save(self.step, self.write_student, self.optimizer, state, self.log)
+            with self.checkpoints.new(self.step) as folder:
+                self.backbone.save_student(folder, self.base.name, self.base.commit)
+                save_optimizer(self.optimizer, folder)
+                write_json(folder / STATE, state)
+                write_json_lines(folder / self.log.name, rows)
             self._saved = self.step
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Whatever ends the block, the last full step is saved if the disk takes it."""
-        try:
-            yield
-        except BaseException:
-            with suppress(OSError):
-                self.save()
-            raise

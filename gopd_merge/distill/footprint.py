@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert
+from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert, layers_of
 from gopd_merge.distill.fused import backward_in_chunks
 from gopd_merge.distill.mixture import float_logits
 from gopd_merge.distill.objective import HIDDEN, estimator_of, hidden_distance
@@ -108,6 +108,8 @@ class Footprint:
             weights = _stored(model)
             self.parameters = model.num_parameters()
             self.base = weights - sum(m.weight.nbytes - _nf4_bytes(m.weight.numel()) for m in quantised)
+            packed = {id(m.weight): m.weight.numel() // 2 for m in quantised}  # their scales are not shared out
+            self.layers = [sum(packed.get(id(p), p.nbytes) for p in layer.parameters()) for layer in layers_of(model)]
             self._backbone = Backbone(model, None, experts, as_shapes=True)
             self.experts = _stored(model) - weights
             self._answers = STUDENT if rank else self._roles[0] if experts else REFERENCE

@@ -24,7 +24,9 @@ class TokenStatistics:
 
     @staticmethod
     def joined(parts: "list[TokenStatistics]") -> "TokenStatistics":
-        """One after the other."""
+        """One after the other; of none, no token's."""
+        if not parts:
+            return TokenStatistics(*torch.empty(len(fields(TokenStatistics)), 0))
         return TokenStatistics(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(TokenStatistics)))
 
 

@@ -1,4 +1,4 @@
-"""Memory that does not last: the step is done again in smaller micro-batches, which changes nothing of it but rounding."""
+"""Memory that does not last: that part of the step is done again in smaller micro-batches, which changes nothing of it but rounding."""
 
 import gc
 from collections.abc import Callable
@@ -16,9 +16,9 @@ Result = TypeVar("Result")
 class Room:
     """Halves the micro-batch each time that memory does not last, for the rest of the run."""
 
-    def __init__(self, micro_batch_size: int, chunk_tokens: int, note: Callable[[str], None]) -> None:
-        """`micro_batch_size` and `chunk_tokens` are the config's."""
-        self._given, self._chunk_tokens, self._note = micro_batch_size, chunk_tokens, note
+    def __init__(self, micro_batch_size: int, chunk_tokens: int, note: Callable[[str], None], again: bool = True) -> None:
+        """`micro_batch_size` and `chunk_tokens` are the config's. Without `again` a part that other processes wait in is not done again."""
+        self._given, self._chunk_tokens, self._note, self._again = micro_batch_size, chunk_tokens, note, again
         self._halvings = 0
 
     @property
@@ -35,7 +35,7 @@ class Room:
                 if not is_out_of_memory(error):
                     raise
                 reason = " ".join(str(error).split())[:160] or type(error).__name__
-            if self._halvings == HALVINGS or self.micro_batch_size == 1:
+            if not self._again or self._halvings == HALVINGS or self.micro_batch_size == 1:
                 raise GopdError(
                     f"memory does not last, even for micro-batches of {self.micro_batch_size} ({reason}); give the command again with "
                     f"--resume --micro-batch-size {max(1, self.micro_batch_size // 2)} --chunk-tokens {max(1, self._chunk_tokens // 4)}, "
@@ -45,7 +45,7 @@ class Room:
             gc.collect()  # only here, outside of the handler, does nothing hold the step's tensors any more
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._note(f"memory did not last ({reason}): the step is done again with micro-batches of {self.micro_batch_size}")
+            self._note(f"memory did not last ({reason}): going on with micro-batches of {self.micro_batch_size}")
 
     def state_dict(self) -> dict[str, Any]:
         """A run that goes on does not try again what failed."""

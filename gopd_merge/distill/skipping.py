@@ -26,21 +26,23 @@ class Skipping:
         self.total += skipped
         self.in_a_row = self.in_a_row + 1 if skipped else 0
 
-    def check(self, folder: Path, about: Mapping[str, Any], offenders: Sequence[Mapping[str, Any]]) -> None:
+    def check(self, folder: Path | None, step: int, seed: int, offenders: Sequence[Mapping[str, Any]]) -> None:
         """Raises GopdError after too many in a row, and leaves what repeats the last of them in `folder`.
 
         Args:
-            folder: for OFFENDING.
-            about: the step, from 1, and what it was made with.
+            folder: for OFFENDING; None for a process that does not write.
+            step: the last of them, from 1.
+            seed: the run's.
             offenders: of `offending_rows`.
         """
         if self.in_a_row < IN_A_ROW:
             return
         self.in_a_row = 0  # a run that goes on all the same has as many again
-        write_json(folder / OFFENDING, {**about, "prompts": list(offenders)})
+        if folder:
+            write_json(folder / OFFENDING, {"step": step, "seed": seed, "prompts": list(offenders)})
         raise GopdError(
-            f"the gradient was not finite in {IN_A_ROW} steps in a row, up to step {about['step']}, whose prompts are in "
-            f"{folder / OFFENDING}; begin anew with a lower --learning-rate or --alpha, or with --bound"
+            f"the gradient was not finite in {IN_A_ROW} steps in a row, up to step {step}, whose prompts are in {OFFENDING} beside the "
+            "checkpoints; begin anew with a lower --learning-rate or --alpha, or with --bound"
         )
 
     def state_dict(self) -> dict[str, Any]:

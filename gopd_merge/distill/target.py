@@ -267,4 +267,4 @@ def _probed_tokens(rollout: Rollout) -> Tensor:
         count = min(length, PROBED_TOKENS)
         chosen += [begin + (2 * i + 1) * length // (2 * count) for i in range(count)]
         begin += length
-    return torch.tensor(chosen, device=rollout.ids.device)
+    return torch.tensor(chosen, dtype=torch.long, device=rollout.ids.device)
