@@ -142,11 +142,7 @@ def distill(
     """
     mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed, _order(config), config.steps)
     parameters = cast.backbone.student_parameters()
-    assert config.learning_rate is not None  # merge() has settled it
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(  # rises over the warm-up, falls to zero at the end
-        optimizer, lambda step: min(1.0, (step + 1) / (config.warmup_steps + 1)) * (1 - step / config.steps)
-    )
+    optimizer, schedule = _optimizer(parameters, config)
     alphas, watch, skipping = AlphaOfStep(config), Watch(config.steps), Skipping()
     room = Room(config.micro_batch_size, config.chunk_tokens, listener.note, again=not config.shard_base)
     parts: dict[str, Part] = {"schedule": schedule, "alpha": alphas, "skipping": skipping, "room": room, "clock": clock}
@@ -207,6 +203,17 @@ def distill(
                 skipping.check(folder if processes.is_first else None, step + 1, config.seed, [one for part in offenders for one in part])
             _warn(watch.look(row), listener, step + 1 if config.stop_on_divergence else None)
     return course.row, course.tokens
+
+
+def _optimizer(
+    parameters: list[torch.nn.Parameter], config: MergeConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW, and its rate: it rises over the warm-up, and falls to zero at the end."""
+    assert config.learning_rate is not None  # train_student() has settled it
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / (config.warmup_steps + 1)) * (1 - step / config.steps)
+    )
 
 
 def _warn(signs: Sequence[Sign], listener: Listener, ends_at: int | None) -> None:

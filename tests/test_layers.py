@@ -9,7 +9,7 @@ PACKAGE = Path(gopd_merge.__file__).parent
 ROOMS = ("experts", "prompts", "distill", "evaluate", "report")
 LEVEL = {
     "errors": 0,
-    "parallel": 1,
+    "parallel": 2,
     "consistency": 1,
     "disk": 1,
     "stopping": 1,
@@ -45,7 +45,22 @@ BETWEEN_ROOMS = {
     ("evaluate", "prompts.sources"),
     ("report", "evaluate.statistics"),
 }
-WITHOUT_TORCH = ("disk", "run_folder", "settings", "stopping", "cli", "config", "errors", "halving", "options", "parallel", "plan", "report", "server", "sweep_config")
+WITHOUT_TORCH = (
+    "disk",
+    "run_folder",
+    "settings",
+    "stopping",
+    "cli",
+    "config",
+    "errors",
+    "halving",
+    "options",
+    "parallel",
+    "plan",
+    "report",
+    "server",
+    "sweep_config",
+)
 LIGHT = ("experts.intake", "experts.base", "prompts.sources", "evaluate.suites", "evaluate.items", "evaluate.rows")
 
 
