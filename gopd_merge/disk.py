@@ -117,6 +117,12 @@ def alone(folder: Path, emptied: Sequence[str] = ()) -> Iterator[None]:
         lock.release()
 
 
+def free_bytes(path: Path) -> int:
+    """Bytes that can be written where this file or folder is, or will be."""
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    return shutil.disk_usage(there).free
+
+
 def holder(folder: Path) -> str:
     """Who says of itself that it works there."""
     try:
