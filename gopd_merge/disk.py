@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from gopd_merge.errors import InputError
 
 LOCK = ".lock"
+PARTIAL = ".partial"  # what follows the name of an output that is being made
 
 
 @contextmanager
@@ -117,10 +118,15 @@ def alone(folder: Path, emptied: Sequence[str] = ()) -> Iterator[None]:
         lock.release()
 
 
-def free_bytes(path: Path) -> int:
-    """Bytes that can be written where this file or folder is, or will be."""
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
-    return shutil.disk_usage(there).free
+def partial_of(output: Path) -> Path:
+    """Where a run works that will write this."""
+    return output.with_name(output.name + PARTIAL)
+
+
+def room_for(output: Path) -> int:
+    """Bytes that a run can write there: what is free, and what it takes up already."""
+    there = next(folder for folder in output.absolute().parents if folder.is_dir())
+    return shutil.disk_usage(there).free + sum(path.stat().st_size for path in partial_of(output).rglob("*") if path.is_file())
 
 
 def holder(folder: Path) -> str:

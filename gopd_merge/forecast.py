@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from gopd_merge.config import AUTO_ALPHAS, MergeConfig
-from gopd_merge.disk import free_bytes
+from gopd_merge.disk import room_for
 from gopd_merge.distill.answering import ANSWERED_BY, LEARNT_BY_HEART
 from gopd_merge.distill.checkpoint import KEPT
 from gopd_merge.distill.footprint import Footprint, Sizes
@@ -129,7 +129,7 @@ class Forecast:
         checkpoint = student + self.memory.optimizer
         written = -(-config.steps // config.checkpoint_every)
         kept = written if config.keep_checkpoints else min(written, KEPT + 1)
-        return Disk(checkpoint, student + kept * checkpoint, free_bytes(config.output))
+        return Disk(checkpoint, student + kept * checkpoint, room_for(config.output))
 
     @cached_property
     def way_out(self) -> dict[str, Any] | None:

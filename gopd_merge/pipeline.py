@@ -17,7 +17,7 @@ from gopd_merge.comparison.measuring import Setup, measure_all
 from gopd_merge.comparison.tuning import tune
 from gopd_merge.config import MergeConfig
 from gopd_merge.consistency import AUTO
-from gopd_merge.disk import write_json
+from gopd_merge.disk import partial_of, write_json
 from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distillation import Clock, Listener, give_back_freed_memory, load_backbone, manifest, peak_memory, train_student
 from gopd_merge.errors import NotEstimatedError
@@ -31,7 +31,7 @@ from gopd_merge.report.card import card_text
 from gopd_merge.report.document import EVALUATION, RESULTS
 from gopd_merge.report.progress import Silent
 from gopd_merge.report.scale import SCALE
-from gopd_merge.run_folder import check_unfinished, partial_of, run_folder
+from gopd_merge.run_folder import check_unfinished, run_folder
 from gopd_merge.scaling.auto import choose_alpha
 from gopd_merge.settings import identity, settings_of
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from gopd_merge import __version__
 from gopd_merge.config import MergeConfig, make_config
-from gopd_merge.disk import LOCK, alone, remove, sync, sync_all, write_json
+from gopd_merge.disk import LOCK, alone, partial_of, remove, sync, sync_all, write_json
 from gopd_merge.errors import InputError
 from gopd_merge.experts.intake import WEIGHTS
 from gopd_merge.plan import MANIFEST, Inputs, check_output, pin
 from gopd_merge.settings import differences, settings_of
 
-PARTIAL, REPLACED = ".partial", ".replaced"  # what follows the output's name
+REPLACED = ".replaced"  # what follows the name of an output that is being replaced
 RUN, CHECKPOINTS = "run.json", "checkpoints"
 SCHEMA = 1
 
@@ -66,11 +66,6 @@ def tidy(output: Path, keep_checkpoints: bool) -> None:
     """Remove what a finished run has no use for."""
     remove(output, [RUN, LOCK, *(() if keep_checkpoints else (CHECKPOINTS,))])
     remove(output.parent, [output.name + REPLACED])
-
-
-def partial_of(output: Path) -> Path:
-    """Where the run works."""
-    return output.with_name(output.name + PARTIAL)
 
 
 def is_complete(output: Path) -> bool:

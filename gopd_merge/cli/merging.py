@@ -91,8 +91,9 @@ def resume(
     quiet
         no progress, only the result
     """
+    from gopd_merge.disk import PARTIAL
     from gopd_merge.plan import check_processes, read_inputs
-    from gopd_merge.run_folder import PARTIAL, is_complete, stored_config
+    from gopd_merge.run_folder import is_complete, stored_config
 
     folder = Path(output.rstrip("/").removesuffix(PARTIAL))
     if is_complete(folder):
@@ -149,8 +150,8 @@ def _print_complete(config: MergeConfig, as_json: bool) -> None:
 
 def _stopped(output: Path, launched: bool) -> str:
     """What to say when a signal stopped a run, or its launcher: where, what is saved, how to go on."""
-    from gopd_merge.disk import read_json_lines
-    from gopd_merge.run_folder import is_complete, partial_of, saved_steps
+    from gopd_merge.disk import partial_of, read_json_lines
+    from gopd_merge.run_folder import is_complete, saved_steps
 
     steps = saved_steps(output)
     if is_complete(output):

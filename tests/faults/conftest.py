@@ -45,12 +45,17 @@ class Run:
         except OSError:
             return "X"
 
-    def send_when(self, condition, number=signal.SIGKILL, after: float = 0.0, timeout: float = 120.0) -> bool:
-        """Send a signal when the condition holds, and some seconds later; returns whether it still ran."""
+    def when(self, condition, timeout: float = 120.0) -> bool:
+        """Wait until the condition holds; returns whether it still runs then."""
         deadline = time.monotonic() + timeout
         while self.is_running() and not condition():
             assert time.monotonic() < deadline, "what was waited for did not come"
             time.sleep(0.0005)
+        return self.is_running()
+
+    def send_when(self, condition, number=signal.SIGKILL, after: float = 0.0) -> bool:
+        """Send a signal when the condition holds, and some seconds later; returns whether it still ran."""
+        self.when(condition)
         time.sleep(after)
         if not self.is_running():
             return False
