@@ -1,156 +1,139 @@
-"""The command as a process that can be killed, on the embedded base; where it is; what it left."""
+"""The command as a process that can be killed, on the embedded base, and where the long versions leave their counts."""
 
+import importlib.util
+import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 
-from gopd_merge.disk import read_json_lines
+from gopd_merge import MergeConfig, merge
+from gopd_merge.artefacts import environment
+from gopd_merge.comparison.training import renew_student
+from gopd_merge.disk import write_json
+from gopd_merge.distillation import load_backbone
+from gopd_merge.plan import read_inputs
+from gopd_merge.report.progress import Silent
+
+spec = importlib.util.spec_from_file_location("faults_harness", Path(__file__).with_name("harness.py"))
+_harness = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(_harness)
+SOAK = os.environ.get("GOPD_SOAK")  # the file for the counts; without it the long versions are left out
 
 
-@dataclass
-class Run:
-    """One process of the command. It has ended when `code` is read."""
-
-    starter: subprocess.Popen
-    pid: int
-    stdout: Path
-    stderr: Path
-    _code: int | None = field(default=None)
-
-    @property
-    def code(self) -> int:
-        if self._code is None:
-            self._code = int(self.starter.stdout.readline())
-        return self._code
-
-    @property
-    def lines(self) -> list[str]:
-        """Of stderr."""
-        assert self.code is not None
-        return self.stderr.read_text().splitlines()
-
-    def is_running(self) -> bool:
-        return (Path("/proc") / str(self.pid) / "stat").exists() and self._state() not in "ZX"
-
-    def _state(self) -> str:
-        try:
-            return (Path("/proc") / str(self.pid) / "stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return "X"
-
-    def when(self, condition, timeout: float = 120.0) -> bool:
-        """Wait until the condition holds; returns whether it still runs then."""
-        deadline = time.monotonic() + timeout
-        while self.is_running() and not condition():
-            assert time.monotonic() < deadline, "what was waited for did not come"
-            time.sleep(0.0005)
-        return self.is_running()
-
-    def send_when(self, condition, number=signal.SIGKILL, after: float = 0.0) -> bool:
-        """Send a signal when the condition holds, and some seconds later; returns whether it still ran."""
-        self.when(condition)
-        time.sleep(after)
-        if not self.is_running():
-            return False
-        os.kill(self.pid, number)
-        return True
+def pytest_collection_modifyitems(config, items):
+    if not SOAK:
+        config.hook.pytest_deselected([item for item in items if item.path.name == "test_soak.py"])
+        items[:] = [item for item in items if item.path.name != "test_soak.py"]
 
 
 @pytest.fixture(scope="session")
-def _starter():
+def record():
+    """record(name, counts): keep what a long version found; with `add` beside what is there under that name."""
+
+    def keep(name, counts, add=False):
+        file = Path(SOAK)
+        document = json.loads(file.read_text()) if file.exists() else {}
+        known = document.get(name, {}) if add else {}
+        about = {"schema": 1, "command": "make soak", "environment": environment(torch.device("cpu"))}
+        write_json(file, {**document, **about, name: {**known, **counts}})
+
+    return keep
+
+
+@pytest.fixture(scope="session")
+def harness():
+    """The module beside this one."""
+    return _harness
+
+
+@pytest.fixture
+def where():
+    """where(output): how far the run there is."""
+    return _harness.Where
+
+
+@pytest.fixture(scope="session")
+def fork(tmp_path_factory, adapters):
+    """fork(*arguments, cwd=…, die_at=…, **env): the command as a process that has imported its libraries already; one at a time."""
     environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
-    process = subprocess.Popen(
+    starter = subprocess.Popen(
         [sys.executable, "-I", Path(__file__).with_name("starter.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
     )
-    yield process
-    process.stdin.close()
-    process.wait(timeout=30)
+    files, count = tmp_path_factory.mktemp("streams"), itertools.count()
+
+    def run(*arguments, cwd, die_at=0, **env):
+        out, err = (files / f"{next(count)}" for _ in range(2))
+        job = {"argv": words(adapters, arguments), "cwd": str(cwd), "stdout": str(out), "stderr": str(err), "env": env, "die_at": die_at}
+        starter.stdin.write(json.dumps(job) + "\n")
+        starter.stdin.flush()
+        return _harness.Run(int(starter.stdout.readline()), lambda: int(starter.stdout.readline()), out, err)
+
+    yield run
+    starter.stdin.close()
+    starter.wait(timeout=30)
+
+
+def words(adapters, arguments):
+    """`EXPERTS` stands for the embedded ones."""
+    experts = ["--experts", adapters / "math.lora", adapters / "code.lora"]
+    return [str(word) for argument in arguments for word in (experts if argument == "EXPERTS" else [argument])]
 
 
 @pytest.fixture
-def start(_starter, tmp_path, adapters):
-    """start(*arguments, cwd=…, die_at=…): the command as a process; one at a time. `EXPERTS` stands for the embedded ones."""
-    count = iter(range(1000))
+def start(fork, tmp_path):
+    """start(*arguments): the same, in the test's folder."""
+    return lambda *arguments, **options: fork(*arguments, **{"cwd": tmp_path, **options})
 
-    def run(*arguments, cwd=tmp_path, die_at=0, **env) -> Run:
-        number = next(count)
-        out, err = tmp_path / f"{number}.out", tmp_path / f"{number}.err"
-        experts = ["--experts", adapters / "math.lora", adapters / "code.lora"]
-        argv = [str(word) for argument in arguments for word in (experts if argument == "EXPERTS" else [argument])]
-        job = {"argv": argv, "cwd": str(cwd), "stdout": str(out), "stderr": str(err), "env": env, "die_at": die_at}
-        _starter.stdin.write(json.dumps(job) + "\n")
-        _starter.stdin.flush()
-        return Run(_starter, int(_starter.stdout.readline()), out, err)
+
+@pytest.fixture
+def command(tmp_path, adapters):
+    """command(*arguments): the same with an interpreter of its own, as a user starts it."""
+
+    def run(*arguments):
+        argv = [Path(sys.executable).with_name("gopd-merge"), *words(adapters, arguments)]
+        out, err = tmp_path / "stdout", tmp_path / "stderr"
+        with out.open("w") as stdout, err.open("w") as stderr:
+            process = subprocess.Popen(argv, cwd=tmp_path, stdout=stdout, stderr=stderr)
+        return _harness.Run(process.pid, process.wait, out, err)
 
     return run
 
 
-@dataclass(frozen=True)
-class Where:
-    """How far the run to `output` is, read off what lies there."""
-
-    output: Path
-
-    @property
-    def partial(self) -> Path:
-        return self.output.with_name(self.output.name + ".partial")
-
-    @property
-    def steps(self) -> int:
-        """Of which there is a line."""
-        return len(read_json_lines(self.partial / "metrics.jsonl"))
-
-    @property
-    def saved(self) -> list[str]:
-        return sorted(path.name for path in self.partial.glob("checkpoints/step-*"))
-
-    def is_writing_checkpoint(self) -> bool:
-        return any(self.partial.glob("checkpoints/.step-*"))
-
-    def is_saving(self) -> bool:
-        """The student that is trained."""
-        return (self.partial / "student").exists() or (self.partial / "adapter_model.safetensors").exists()
-
-    @property
-    def answers(self) -> int:
-        return sum(len(path.read_bytes().splitlines()) for path in self.partial.glob("evaluation/answers/*.jsonl"))
-
-    def is_ending(self) -> bool:
-        return (self.partial / "merge.json").exists() or self.output.exists()
-
-
-@pytest.fixture
-def where():
-    """where(output): how far the run there is."""
-    return Where
-
-
 @pytest.fixture(scope="session")
-def unbroken(_starter, adapters, tmp_path_factory):
+def unbroken(fork, tmp_path_factory):
     """unbroken(*options): the folder of a run with these options that nothing disturbs."""
     made = {}
 
-    def run(*options) -> Path:
+    def run(*options):
         if options not in made:
             folder = tmp_path_factory.mktemp("unbroken")
-            experts = ["--experts", str(adapters / "math.lora"), str(adapters / "code.lora")]
-            job = {"argv": [*experts, *options], "cwd": str(folder), "stdout": str(folder / "out"), "stderr": str(folder / "err")}
-            _starter.stdin.write(json.dumps(job | {"env": {}, "die_at": 0}) + "\n")
-            _starter.stdin.flush()
-            _starter.stdout.readline()
-            assert _starter.stdout.readline().strip() == "0", (folder / "err").read_text()
+            done = fork("EXPERTS", *options, "--quiet", cwd=folder)
+            assert done.code == 0, done.lines
             made[options] = folder / "merged.lora"
         return made[options]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_run(adapters):
+    """small_run(output, resume, overwrite): a run of two steps with a checkpoint after each, on a base that is loaded once."""
+    experts = {"math": str(adapters / "math.lora")}
+    sizes = {"steps": 2, "batch_size": 2, "max_new_tokens": 4, "checkpoint_every": 1, "quantize": "none", "eval": False}
+    inputs = read_inputs(MergeConfig(experts=experts, **sizes))
+    backbone = load_backbone(MergeConfig(experts=experts, **sizes), inputs)
+
+    def run(output, resume=False, overwrite=False):
+        renew_student(backbone, inputs, 0)
+        merge(MergeConfig(experts=experts, output=output, overwrite=overwrite, **sizes), Silent(), inputs, backbone, resume=resume)
 
     return run

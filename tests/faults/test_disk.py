@@ -1,23 +1,17 @@
 """A disk that is full, or that nothing may be written to: one line, and the last good state as it was."""
 
-import errno
-import itertools
 import os
 import subprocess
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
-from gopd_merge import MergeConfig, merge
+from gopd_merge import MergeConfig
 from gopd_merge.cli import main
-from gopd_merge.comparison.training import renew_student
-from gopd_merge.distillation import load_backbone
 from gopd_merge.errors import InputError
 from gopd_merge.forecast import Forecast
 from gopd_merge.plan import check_output, read_inputs
-from gopd_merge.report.progress import Silent
 
 WEIGHTS = "adapter_model.safetensors"
 SHORT = ("--steps", "6", "--batch-size", "4", "--max-new-tokens", "8", "--no-eval", "--checkpoint-every", "2", "--quantize", "none")
@@ -67,56 +61,13 @@ def test_a_disk_that_fills_up_ends_the_run_in_a_line_and_it_goes_on_when_there_i
     assert (at.output / WEIGHTS).read_bytes() == (unbroken(*SHORT) / WEIGHTS).read_bytes()
 
 
-@pytest.fixture(scope="module")
-def small_run(adapters):
-    """small_run(output, resume): a run of two steps with a checkpoint after each, on a base that is loaded once."""
-    experts = {"math": str(adapters / "math.lora")}
-    sizes = {"steps": 2, "batch_size": 2, "max_new_tokens": 4, "checkpoint_every": 1, "quantize": "none", "eval": False}
-    inputs = read_inputs(MergeConfig(experts=experts, **sizes))
-    backbone = load_backbone(MergeConfig(experts=experts, **sizes), inputs)
-
-    def run(output, resume=False, overwrite=False):
-        renew_student(backbone, inputs, 0)
-        merge(MergeConfig(experts=experts, output=output, overwrite=overwrite, **sizes), Silent(), inputs, backbone, resume=resume)
-
-    return run
-
-
-@contextmanager
-def full_from(number):
-    """No byte reaches the disk from this call of fsync on; yields how many there were."""
-    calls, fsync, made = itertools.count(1), os.fsync, []
-
-    def failing(descriptor):
-        made.append(next(calls))
-        if made[-1] >= number:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(descriptor)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", failing)
-        yield made
-
-
-def test_whichever_write_fails_the_last_good_state_stays(small_run, tmp_path):
-    with full_from(10**9) as made:
+def test_whichever_write_fails_the_last_good_state_stays(small_run, harness, tmp_path):
+    with harness.full_from(10**9) as made:
         small_run(tmp_path / "whole.lora")
     whole = (tmp_path / "whole.lora" / WEIGHTS).read_bytes()
     assert len(made) > 30
     for number in range(1, len(made) + 1, 7):  # `make soak` tries every one
-        check_failing_write(small_run, tmp_path / f"{number}.lora", number, whole)
-
-
-def check_failing_write(run, output, number, whole):
-    """A result that is there is as it was, and the run goes on with what it had when there is room again."""
-    output.mkdir()
-    (output / "merge.json").write_text("{}")  # an earlier result, to be replaced
-    with full_from(number), pytest.raises(OSError, match="No space left on device"):
-        run(output, overwrite=True)
-    assert [path.name for path in output.iterdir()] == ["merge.json"] or (output / WEIGHTS).read_bytes() == whole
-    run(output, resume=True, overwrite=True)
-    assert (output / WEIGHTS).read_bytes() == whole
-    assert not (output / "checkpoints").exists()
+        harness.check_failing_write(small_run, tmp_path / f"{number}.lora", number, whole)
 
 
 def test_a_run_that_has_no_room_from_the_start_is_refused_before_it_loads_anything(mounted, adapters, monkeypatch, capsys):
