@@ -27,7 +27,7 @@ SOAK = os.environ.get("GOPD_SOAK")  # the file for the counts; without it the lo
 
 def pytest_collection_modifyitems(config, items):
     if not SOAK:
-        config.hook.pytest_deselected([item for item in items if item.path.name == "test_soak.py"])
+        config.hook.pytest_deselected(items=[item for item in items if item.path.name == "test_soak.py"])
         items[:] = [item for item in items if item.path.name != "test_soak.py"]
 
 
