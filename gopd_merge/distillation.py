@@ -200,7 +200,9 @@ def distill(
             if skipped:
                 listener.note(f"step {step + 1}: its gradient is not finite, so it was left out")
                 offenders = processes.gather(_offenders(cast, config, rollout, statistics, [prompts[row] for row in rows], at))
-                skipping.check(folder if processes.is_first else None, step + 1, config.seed, [one for part in offenders for one in part])
+                skipping.check(
+                    folder / CHECKPOINTS if processes.is_first else None, step + 1, config.seed, [one for part in offenders for one in part]
+                )
             _warn(watch.look(row), listener, step + 1 if config.stop_on_divergence else None)
     return course.row, course.tokens
 

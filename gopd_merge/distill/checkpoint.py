@@ -61,7 +61,8 @@ class Checkpoints:
         last = [other for other in self.steps() if other <= step]
         gone = [other for other in self.steps() if other > step]  # they were passed over when the run went on
         gone += [] if self._keep_all else last[:-KEPT]
-        remove(self._folder, [f"step-{other:06d}" for other in gone])
+        cut_off = [path.name for path in self._folder.glob(".step-*")]  # by a kill
+        remove(self._folder, [*(f"step-{other:06d}" for other in gone), *cut_off])
 
     def newest(self, note: Callable[[str], None]) -> Checkpoint | None:
         """The newest that is whole; `note` is told what is passed over. None where there is none at all.

@@ -39,10 +39,11 @@ class Skipping:
             return
         self.in_a_row = 0  # a run that goes on all the same has as many again
         if folder:
+            folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / OFFENDING, {"step": step, "seed": seed, "prompts": list(offenders)})
         raise GopdError(
-            f"the gradient was not finite in {IN_A_ROW} steps in a row, up to step {step}, whose prompts are in {OFFENDING} beside the "
-            "checkpoints; begin anew with a lower --learning-rate or --alpha, or with --bound"
+            f"the gradient was not finite in {IN_A_ROW} steps in a row, up to step {step}, whose prompts are in {OFFENDING} beside its "
+            "checkpoint; begin anew with a lower --learning-rate or --alpha, or with --bound"
         )
 
     def state_dict(self) -> dict[str, Any]:

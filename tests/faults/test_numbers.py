@@ -91,11 +91,13 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(run, poisoned,
 
 def test_five_in_a_row_end_the_run_with_what_repeats_them(run, poisoned, adapters, tmp_path):
     poisoned(range(2, 9))
-    with pytest.raises(GopdError, match=r"not finite in 5 steps in a row, up to step 6, whose prompts are in offending.json"):
+    with pytest.raises(
+        GopdError, match=r"not finite in 5 steps in a row, up to step 6, whose prompts are in offending.json beside its checkpoint"
+    ):
         run()
     partial = tmp_path / "out.lora.partial"
-    assert [path.name for path in (partial / "checkpoints").iterdir()] == ["step-000006"]
-    offence = json.loads((partial / "offending.json").read_text())
+    assert sorted(path.name for path in (partial / "checkpoints").iterdir()) == ["offending.json", "step-000006"]
+    offence = json.loads((partial / "checkpoints" / "offending.json").read_text())
     assert (offence["step"], offence["seed"]) == (6, 0)
     (prompt,) = offence["prompts"]
     assert (prompt["domain"], prompt["teacher"], prompt["alpha"]) == ("math", "expert-math", 1.25)

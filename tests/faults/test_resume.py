@@ -205,6 +205,7 @@ def test_inputs_must_be_the_same_whatever_they_are_called(run, adapters, tmp_pat
 def test_options_that_change_no_adapter_may_be_others(run, whole, tmp_path):
     run(stop=1)
     run(stop=3, resume=True, checkpoint_every=1, checkpoint_minutes=0, remote_patience=1)
+    assert json.loads((tmp_path / "out.lora.partial" / "run.json").read_text())["config"]["checkpoint_every"] == 1  # so does `resume`
     assert run(resume=True, memory="4GB", keep_checkpoints=True) == ["going on after step 3"]
     assert result(tmp_path) == whole
 
