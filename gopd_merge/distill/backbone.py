@@ -4,6 +4,7 @@ A role is a name given to the backbone: `STUDENT`, `REFERENCE`, or `expert(domai
 restored on error; between calls the student is on, and only its adapter ever has gradients.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -15,9 +16,11 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gopd_merge.disk import as_os_error
 from gopd_merge.errors import GopdError, InputError
 from gopd_merge.experts.base import check_patterns_on
 from gopd_merge.experts.deltas import LAYER_PREFIX, Update
@@ -237,11 +240,19 @@ class Backbone:
         config = self.peft.peft_config[STUDENT]
         config.base_model_name_or_path = base_name
         config.revision = base_revision
-        # Where the student adapts embeddings or head, PEFT would put the base's own (tied, frozen) weights beside its tensors.
-        self.peft.save_pretrained(folder, selected_adapters=[STUDENT], save_embedding_layers=False)
+        shutil.rmtree(folder / STUDENT, ignore_errors=True)  # of a save that was killed
+        with as_os_error(folder / WEIGHTS):
+            # Where the student adapts embeddings or head, PEFT would put the base's own (tied, frozen) weights beside its tensors.
+            self.peft.save_pretrained(folder, selected_adapters=[STUDENT], save_embedding_layers=False)
         for file in (folder / STUDENT).iterdir():  # PEFT puts every adapter but "default" in a folder of its own
             file.rename(folder / file.name)
         (folder / STUDENT).rmdir()
+
+    def load_student(self, folder: Path) -> None:
+        """Bring the student back to what `save_student` wrote. Raises InputError for the adapter of another student."""
+        self._check_loaded(folder, STUDENT)
+        set_peft_model_state_dict(self.peft, load_file(folder / WEIGHTS), adapter_name=STUDENT)
+        self._freeze()
 
     def _add(self, role: str, config: PeftConfig) -> None:
         if isinstance(self.peft, PeftModel):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -47,6 +48,14 @@ class Forgetting:
             return {}
         at_the_end = {d: self._after_its_turn[d] if turn.step == last else self._kl(d, scale) for d, turn in self._turns.items()}
         return {d: {"after_its_turn": self._after_its_turn[d], "at_the_end": at_the_end[d]} for d in self._turns}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured so far, as JSON can hold it."""
+        return dict(self._after_its_turn)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+        self._after_its_turn = dict(state)
 
     def _kl(self, domain: str, scale: Scale) -> float:
         """On answers of the student as it is now."""

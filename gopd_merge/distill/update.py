@@ -14,7 +14,6 @@ from gopd_merge.distill.fused import TokenStatistics, backward_in_chunks, backwa
 from gopd_merge.distill.objective import HIDDEN, estimator_of, reverse_kl
 from gopd_merge.distill.rollout import Rollout
 from gopd_merge.distill.target import Target
-from gopd_merge.errors import GopdError
 
 
 def accumulate_gradient(
@@ -78,14 +77,15 @@ def accumulate_balanced(
     parameters = cast.backbone.student_parameters()
     edges = domain_edges(rollout.domains)
     rows = {rollout.domains[begin]: range(begin, end) for begin, end in pairwise(edges)}
-    statistics, gradients = [], {}
+    statistics, own = [], {}
     for domain in domains or rows:
         for parameter in parameters:
             parameter.grad = None
         if domain in rows:
             options = (estimator, micro_batch_size, chunk_tokens, top_k, rows[domain], num_tokens)
             statistics.append(accumulate_gradient(cast, rollout, target, *options))
-        gradients[domain] = summed([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters])
+        own[domain] = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    gradients = {domain: summed(gradient) for domain, gradient in own.items()}  # after all that memory may not last for
     norms = {domain: float(torch.nn.utils.get_total_norm(gradient)) for domain, gradient in gradients.items()}
     moved = [norm for norm in norms.values() if norm > 0]
     scales = {domain: sum(moved) / len(moved) / norm if norm > 0 else 1.0 for domain, norm in norms.items()}
@@ -107,13 +107,9 @@ def default_learning_rate(hidden_size: int) -> float:
 
 
 def optimizer_step(parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
-    """Clip, step, clear. Returns the gradient norm before clipping.
-
-    Raises GopdError when the gradient is not finite; the parameters are then as they were.
-    """
+    """Clip, step, clear. Returns the gradient norm before clipping; where that is not finite, no step is made."""
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
-    if not math.isfinite(norm):
-        raise GopdError("the gradient is not finite; lower --learning-rate or --alpha, and see the last lines of metrics.jsonl")
-    optimizer.step()
+    if math.isfinite(norm):
+        optimizer.step()
     optimizer.zero_grad()
     return norm
