@@ -39,10 +39,10 @@ def past_horizon(work: Path, row: Row, seeds: list[int]) -> float | None:
     return None if row.options["horizon"] is None else fmean(shares)
 
 
-def main(work: Path, seeds: list[int], summary: bool) -> None:
+def main(work: Path, seeds: list[int], row: list[str], summary: bool) -> None:
     work.mkdir(parents=True, exist_ok=True)
     if not summary:
-        run(work, rows(), seeds, QUESTIONS)
+        run(work, [one for one in rows() if not row or one.name in row], seeds, QUESTIONS)
         return
     found = summarise(work, rows(), seeds, QUESTIONS)
     of = {row.name: row for row in rows()}
@@ -59,5 +59,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("eval/work/horizon"))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--row", nargs="*", default=[], help="only these, by their names, such as 'horizon 8' (default: all)")
     parser.add_argument("--summary", action="store_true", help="only write the document of what is there")
     main(**vars(parser.parse_args()))

@@ -202,6 +202,51 @@ def many_experts_table() -> list[str]:
     return lines
 
 
+def rollout_table() -> list[str]:
+    """Rollouts against one plain call of generate()."""
+    document = json.loads((RESULTS / "rollout.json").read_text())
+    lines = [
+        "\n## Rollouts\n",
+        f"Responses of at most {document['rows'][0]['limit']} tokens, against one plain call of Transformers' generate() on the same prompts. "
+        "A row is the pass of one response's new token; less than one is needed for a token, as a response's first comes with its prompt. "
+        "`times as fast` is the median over batches, with the least and the most, of the time a response token. "
+        f"{document['environment']['device']}. Made by `{document['command']}`.\n",
+        "| model | rows that have ended are dropped | mean length | rows for a token | ms for a token | times as fast |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for row in document["rows"]:
+        for one in row["methods"]:
+            each = one["times_plain_of_each_batch"]
+            faster = f"{one['times_plain']:.2f} ({min(each):.2f}–{max(each):.2f})" if one["method"] != "plain" else "–"
+            lines.append(
+                f"| {row['case']}, {row['batch_size']} prompts | {one['drops']} | {one['mean_length']:.1f} | {one['rows_per_token']:.2f} | "
+                f"{one['milliseconds_per_token']:.2f} | {faster} |"
+            )
+    return lines
+
+
+def processes_table() -> list[str]:
+    """One, two and four processes on one machine."""
+    document = json.loads((RESULTS / "processes.json").read_text())
+    lines = [
+        "## Measured\n",
+        f"The same merge in one, two and four processes with a thread each, on a machine of {document['cores']} cores: median over the "
+        "steps after the first. Exchanges are the time of the first process in sums and gathers, most of which is waiting for the others. "
+        f"{document['environment']['device'].partition(',')[0]}, torch {document['environment']['torch']}. "
+        f"Made by `{document['command']}`.\n",
+        "| model | processes | step (s) | speed-up | of it rollout (s) | score (s) | update (s) | exchanges (s) | tokens/s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in document["rows"]:
+        (alone,) = (r["step_seconds"] for r in document["rows"] if r["model"] == row["model"] and r["processes"] == 1)
+        phases = " | ".join(f"{row['phase_seconds'][phase]:.2f}" for phase in ("rollout", "score", "update"))
+        lines.append(
+            f"| {row['model']} | {row['processes']} | {row['step_seconds']:.2f} | {alone / row['step_seconds']:.2f} | {phases} "
+            f"| {row['exchange_seconds']:.2f} | {row['tokens'] / row['step_seconds']:,.0f} |"
+        )
+    return lines
+
+
 def replace_between(text: str, name: str, content: str) -> str:
     """`text` with what stands between <!-- name --> and <!-- /name --> replaced."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -226,6 +271,7 @@ if __name__ == "__main__":
         ("main_command", cost_table),
         ("memory", memory_table),
         ("fuzz_intake", fuzz_text),
+        ("rollout", rollout_table),
         ("smollm2", real_table),
         ("interval_coverage", coverage_table),
         ("domains", domains_table),
@@ -244,4 +290,7 @@ if __name__ == "__main__":
     for name, table in (TABLES | {"experts": many_experts_table}).items():
         page = replace_between(page, f"results {name}", "\n".join(table()).strip())
     Path("docs/method.md").write_text(page)
+    if (RESULTS / "processes.json").is_file():
+        page = Path("docs/scaling.md")
+        page.write_text(replace_between(page.read_text(), "processes", "\n".join(processes_table())))
     print("\n".join(parts))

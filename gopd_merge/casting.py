@@ -6,15 +6,18 @@ from dataclasses import replace
 
 import torch
 
-from gopd_merge.config import BASE, TEACHER_BASE, MergeConfig
+from gopd_merge.config import BASE, HF, TEACHER_BASE, MergeConfig
 from gopd_merge.distill.answering import LEARNT_BY_HEART
 from gopd_merge.distill.backbone import REFERENCE, START, Backbone, expert
 from gopd_merge.distill.cast import REMOTE, Cast, Role
+from gopd_merge.distill.engines import OtherEngine, Sampler
 from gopd_merge.distill.objective import HIDDEN, Aim, Reward
 from gopd_merge.distill.remote import TIMEOUT, RemoteTeacher
 from gopd_merge.distill.rollout import prompt_lengths
 from gopd_merge.distill.sharding import share_out
 from gopd_merge.distill.tilt import Rule
+from gopd_merge.distill.vllm_engine import Needs, VllmHere
+from gopd_merge.distill.vllm_server import VllmServer
 from gopd_merge.errors import InputError
 from gopd_merge.experts.base import Base, load_base
 from gopd_merge.experts.deltas import Updates, load_updates, truncated
@@ -23,16 +26,22 @@ from gopd_merge.experts.static import RIVALS
 from gopd_merge.forecast import resolve_device
 from gopd_merge.parallel import ALONE, Processes
 from gopd_merge.plan import Inputs
+from gopd_merge.server import is_remote
 
 
 @contextmanager
 def assembled(
-    backbone: Backbone, config: MergeConfig, inputs: Inputs, note: Callable[[str], None], processes: Processes = ALONE
+    backbone: Backbone,
+    config: MergeConfig,
+    inputs: Inputs,
+    note: Callable[[str], None],
+    save: Callable[[], None] = lambda: None,
+    processes: Processes = ALONE,
 ) -> Iterator[Cast]:
     """Everybody that the config asks for beside the student's backbone, loaded for as long as the block lasts.
 
-    A student that does not begin at the base is put at its start. `note` is told what the user should know.
-    Raises InputError for roles that cannot be had.
+    A student that does not begin at the base is put at its start. `note` is told what the user should know; `save` is called, from any
+    thread, when the run begins to wait for a server. Raises InputError for roles that cannot be had.
     """
     with ExitStack() as stack:
         models = {BASE: backbone} | {name: _load(base, experts, config) for name, (base, experts) in inputs.other_models.items()}
@@ -45,12 +54,13 @@ def assembled(
             backbone.start_student(_starting_point(config, inputs, note))
             stack.callback(backbone.remove, START)
         cast = Cast(models, aims_of(config, inputs))
-        remote = _remote_teachers(config, inputs, cast, note, stack)
+        remote = _remote_teachers(config, inputs, cast, note, save, stack)
         cast = replace(cast, remote=remote)
         _check(cast, config)
         if config.shard_base:
             for model in models.values():
                 share_out(model, torch.device(resolve_device(config.device)), processes.count)
+        cast = replace(cast, engine=_engine(config, inputs, cast, note, save, stack))
         if config.cancels_alpha:
             note("the teacher is its own reference: α cancels, this is plain OPD")
         yield cast
@@ -124,7 +134,7 @@ def middle_of(grid: tuple[Mapping[str, float | int], ...]) -> dict[str, float | 
 
 
 def _remote_teachers(
-    config: MergeConfig, inputs: Inputs, cast: Cast, note: Callable[[str], None], stack: ExitStack
+    config: MergeConfig, inputs: Inputs, cast: Cast, note: Callable[[str], None], save: Callable[[], None], stack: ExitStack
 ) -> dict[str, RemoteTeacher]:
     """Those behind servers, each asked whether it can teach this run; `stack` closes them. Raises InputError."""
     learnt = config.method in LEARNT_BY_HEART
@@ -141,11 +151,36 @@ def _remote_teachers(
             timeout=max(TIMEOUT, config.remote_patience) if learnt else TIMEOUT,  # it is silent until a response is whole
             patience=config.remote_patience,
             note=note,
+            waiting=save,
         )
         stack.callback(teacher.close)
         longest = max(prompt_lengths(tokenizer, prompts[domain])) + config.trained_tokens
         teacher.check_answers(longest) if learnt else teacher.check(longest)
     return teachers
+
+
+def _engine(
+    config: MergeConfig, inputs: Inputs, cast: Cast, note: Callable[[str], None], save: Callable[[], None], stack: ExitStack
+) -> OtherEngine | None:
+    """Who samples the student's answers, if not the backbone itself: tried on a few prompts; `stack` ends it. Raises InputError."""
+    if config.rollout == HF:
+        return None
+    backbone, base, rank = cast.backbone, inputs.base, inputs.lora_rank
+    prompts = [[prompt.prompt for prompt in source.prompts] for source in inputs.prompts]
+    longest = max(prompt_lengths(backbone.tokenizer, [prompt for some in prompts for prompt in some])) + config.max_new_tokens
+    sampler: Sampler
+    if is_remote(config.rollout):
+        sampler = server = VllmServer(config.rollout, rank, config.remote_patience, note, save)
+        stack.callback(server.close)
+        server.check(longest)
+        folder = config.output.absolute().parent  # where the server may see it
+    else:
+        needs = Needs(base.location, backbone.model.dtype, config.quantize, rank, longest, config.prompts_per_step, config.seed)
+        sampler, folder = VllmHere(needs, note), None
+    engine = OtherEngine(backbone, cast.vocabulary, sampler, folder, base.name)
+    stack.callback(engine.close)
+    engine.check([prompt for some in zip(*prompts, strict=False) for prompt in some], note)
+    return engine
 
 
 def _check(cast: Cast, config: MergeConfig) -> None:

@@ -12,9 +12,11 @@ from pydantic import BaseModel, ByteSize, ConfigDict, field_validator, model_val
 
 from gopd_merge.consistency import AUTO, COPYING, contradiction
 from gopd_merge.options import checked, expert_paths, option, pairs
+from gopd_merge.server import check_url, is_remote
 
 BASE, TEACHER_BASE = "base", "teacher-base"
 REFERENCES = (BASE, TEACHER_BASE, "teacher", "student-start")  # the words for --reference; anything else is a folder
+HF, VLLM = "hf", "vllm"  # who may sample the student's answers, besides a server
 AUTO_ALPHAS = (1.0, 1.25, 1.5, 2.0, 3.0)  # what --alpha auto chooses among
 METHOD_OPTIONS = (
     *("estimator", "top_k", "reference", "kl_reference", "alpha_from", "adaptive", "alpha_max", "bound", "deterministic"),
@@ -156,7 +158,10 @@ class MergeConfig(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to run", "Machine")
     memory: ByteSize | None = option(
-        None, "memory that the run may take, such as 24GB; one that needs more is refused (default: what is free)", "Machine", str | None
+        None,
+        "memory that the run may take (of several processes: each), such as 24GB; one that needs more is refused (default: what is free)",
+        "Machine",
+        str | None,
     )
     shard_base: bool = option(
         False,
@@ -164,8 +169,17 @@ class MergeConfig(BaseModel):
         "Machine",
     )
     chunk_tokens: int = option(1024, "response tokens projected to the vocabulary at once", "Machine", ge=1)
+    rollout: str = option(
+        HF,
+        "who samples the student's answers: hf = the base that is loaded, vllm = vLLM, which this run starts beside it, or a running vllm "
+        "serve at http://HOST:PORT/v1 that loads the student anew every step",
+        "Machine",
+    )
     remote_patience: float = option(
-        600, "seconds to wait for the server of a remote expert that does not answer, before the run ends", "Machine", ge=0
+        600,
+        "seconds to wait for the server of a remote expert or of --rollout that does not answer, before the run ends",
+        "Machine",
+        ge=0,
     )
     unsafe_exec: bool = option(False, "run a model's code without a sandbox: only in a container that holds nothing of value", "Machine")
 
@@ -200,6 +214,15 @@ class MergeConfig(BaseModel):
     @classmethod
     def _prompts(cls, value: Any) -> Any:
         return value if isinstance(value, Mapping) else pairs("--prompts", value)
+
+    @field_validator("rollout")
+    @classmethod
+    def _rollout(cls, value: str) -> str:
+        if is_remote(value):
+            check_url(value)
+        elif value not in (HF, VLLM):
+            raise ValueError(f"--rollout {value} is nobody who samples; write hf, vllm, or the URL of a running vllm serve")
+        return value
 
     @field_validator("memory", mode="wrap")
     @classmethod

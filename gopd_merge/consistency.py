@@ -37,6 +37,8 @@ def _of_method(config: "MergeConfig") -> Iterator[Rule]:
     yield off_policy, "--method rkl learns on what the experts write, --estimator sampled on what the student writes; use full"
     says_who = config.rotate != "prompt" and method in ("alternate", "seqkd", "sft", "rkl")
     yield says_who, f"--method {method} says itself who teaches when; leave out --rotate {config.rotate}"
+    unasked = config.rollout != "hf" and method in ("seqkd", "sft", "rkl")
+    yield unasked, f"--method {method} learns what others wrote, the student samples nothing; leave out --rollout {config.rollout}"
     too_few = method == "alternate" and config.steps < count
     yield too_few, f"--steps {config.steps}: --method alternate needs a step for each of the {count} experts; give {count} or more"
     beyond = config.horizon is not None and config.horizon > config.max_new_tokens

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-from gopd_merge.config import AUTO_ALPHAS, MergeConfig
+from gopd_merge.config import AUTO_ALPHAS, VLLM, MergeConfig
 from gopd_merge.disk import room_for
 from gopd_merge.distill.answering import ANSWERED_BY, LEARNT_BY_HEART
 from gopd_merge.distill.checkpoint import KEPT
@@ -21,9 +21,11 @@ from gopd_merge.parallel import ALONE, Processes
 from gopd_merge.plan import Inputs
 from gopd_merge.prompts.mixing import PromptMixer
 from gopd_merge.report.terminal import byte_text
+from gopd_merge.server import is_remote
 
 CUDA_CONTEXT = 500 << 20  # bytes that a process takes on a GPU before its first tensor: an allowance
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+ENGINE = 2 << 30  # bytes of vLLM's own two processes on a CPU, before they hold anything: an allowance
 GRADERS = 110 << 20  # bytes of the libraries that are imported when the first answer is graded, as seen on CPython 3.11
 HEAP_KEEPS = 3.0  # times the need: what a process was seen to hold at most (eval/results/memory.json)
 SMALLEST_CHUNK = 64  # tokens
@@ -65,12 +67,13 @@ class Memory:
     experts: int
     student: int
     optimizer: int  # two numbers for each trained parameter
+    engine: int = 0  # vLLM in processes of its own, where it is on a CPU; on a GPU it sleeps but for the rollout
     phases: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def always(self) -> int:
         """What is there in every phase."""
-        return self.program + self.base + self.experts + self.student + self.optimizer
+        return self.program + self.base + self.experts + self.student + self.optimizer + self.engine
 
     @property
     def peak(self) -> int:
@@ -229,6 +232,12 @@ class Forecast:
         apart, ratios = config.bound is not None, config.adaptive == "token" or config.deterministic is not None
         answering = [shape, *self._others(config.quantize)] if ANSWERED_BY[config.method] == "experts" else [shape]
         phases = {"rollout": max(one.rollout(sizes) for one in answering)}
+        if config.rollout == VLLM and self.device == "cuda":
+            phases["rollout"] += shape.base
+        elif config.rollout == VLLM:
+            memory = replace(memory, engine=ENGINE + shape.weights + phases.pop("rollout"))
+        elif is_remote(config.rollout):
+            del phases["rollout"]
         if config.method not in LEARNT_BY_HEART:
             phases["score"] = max(one.score(sizes, apart, ratios) for one in (shape, *self._others(config.quantize)))
         phases["update"] = shape.update(sizes, config.estimator, config.top_k, apart)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 from gopd_merge.errors import GopdError, InputError, Interrupted, ProcessLost, Unspoken
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
 WAITING = timedelta(hours=1)  # longest that one process may be behind another
 SAVING = timedelta(seconds=10)  # within which the first process has saved what it holds, if it is alive: the launcher kills after 30
 AT_ONCE = timedelta(milliseconds=10)
-SPEAKING = timedelta(seconds=2)  # within which the first process meets an error that all of them meet
+SPEAKING = timedelta(seconds=5)  # within which the first process meets an error that all of them meet
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 # What the processes tell each other when the run fails: who saves the student, who has saved it, that something was said.
-SAVING_IT, SAVED, SPOKEN = "gopd_merge/saving", "gopd_merge/saved", "gopd_merge/spoken"
+SAVING_IT, SAVED, SPOKEN = "saving", "saved", "spoken"
+_groups = count()
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,17 @@ class Processes:
                 raise Unspoken(error.exit_code) from error
             raise
 
+    def take_device(self, device: str) -> None:
+        """Each process of a machine has the GPU of its own number there. Raises InputError where there are too few."""
+        if self.count == 1 or device != "cuda":
+            return
+        import torch
+
+        gpus = torch.cuda.device_count()
+        if self.local_count > gpus:
+            raise InputError(f"--device cuda: {self.local_count} processes on this machine, and {gpus} GPU(s); start one for each GPU")
+        torch.cuda.set_device(self.local_rank)
+
     @contextmanager
     def joined(self, device: str, patience: float = 0) -> Iterator["Processes"]:
         """The group of all processes, for as long as the block lasts. `device` is `cpu` or `cuda`.
@@ -122,34 +135,38 @@ class Processes:
                 "torch.distributed has a process group already; call merge() before anything that makes one, or in one process"
             )
         _end_with_the_launcher()
+        number = next(_groups)  # a second run in the same program must not meet what the first one left in the store
         options = {"rank": self.rank, "world_size": self.count, "timeout": WAITING + timedelta(seconds=patience)}
         with _losses():
-            store, _, _ = next(rendezvous("env://", self.rank, self.count, timeout=options["timeout"]))
+            store = dist.PrefixStore(  # type: ignore[attr-defined]
+                f"gopd_merge/{number}", next(rendezvous("env://", self.rank, self.count, timeout=options["timeout"]))[0]
+            )
             backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"  # small things travel from the host's memory on any machine
             PartialState(cpu=device == "cpu", backend=backend, store=store, **options)
         together = replace(self, store=store)
         try:
             yield together
-        except GopdError as error:
+        except (GopdError, Interrupted) as error:
+            if self.rank > 0:
+                _leave()
             if not together._speaks(error):
                 raise Unspoken(error.exit_code) from error
             raise
         finally:
-            dist.destroy_process_group()
-            PartialState._reset_state()
+            _leave()
 
     @contextmanager
     def saved_by_one(self, save: Callable[[], None]) -> Iterator[None]:
         """`save` is called when the block is left, however that is: by the first process, or by another where that one is dead."""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             if self.count == 1:
                 with suppress(OSError):  # what ended the block may be the disk
                     save()
                 raise
             with deaf():
-                if self.is_first or self._must_replace_the_first():
+                if self.is_first or (_follows(error) and self._must_replace_the_first()):
                     with suppress(OSError):
                         save()
                     self._tell(SAVED)
@@ -158,6 +175,8 @@ class Processes:
             save()
 
     def _must_replace_the_first(self) -> bool:
+        """Whether the first process is dead, and it falls to this one to do its part."""
+        _leave()  # where it is alive it has to notice that the run ends
         if self._hears(SAVED, SAVING) is not None:
             return False
         try:
@@ -165,14 +184,13 @@ class Processes:
         except RuntimeError:  # it is gone with the machine that the first process was on
             return self.rank == self.local_count
 
-    def _speaks(self, error: GopdError) -> bool:
+    def _speaks(self, error: GopdError | Interrupted) -> bool:
         """Whether it is this process that explains the end of the run."""
-        follows = isinstance(error, ProcessLost | Interrupted)  # from what happened to another one, or to all
         if self.is_first:
-            if not follows:
+            if not _follows(error):
                 self._tell(SPOKEN)
             return True
-        if follows:
+        if _follows(error):
             return self._hears(SAVED, AT_ONCE) == self.rank  # in the place of the first
         return self._hears(SPOKEN, SPEAKING) is None
 
@@ -220,6 +238,21 @@ def deal(domains: Sequence[str], lengths: Sequence[int], count: int) -> list[lis
                 dealt[process].append(row)
                 load[process] += lengths[row]
     return [sorted(rows) for rows in dealt]
+
+
+def _follows(error: BaseException) -> bool:
+    """Whether it is the consequence of what happened to another process, or to all."""
+    return isinstance(error, ProcessLost | Interrupted)
+
+
+def _leave() -> None:
+    """Leave the group, if that has not happened: the others meet ProcessLost at their next exchange."""
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        PartialState._reset_state()
 
 
 @contextmanager

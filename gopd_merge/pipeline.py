@@ -77,6 +77,8 @@ def merge(
     if not resume:
         check_unfinished(config.output, config.overwrite)
     check_processes(config, processes)
+    with processes.one_voice():
+        processes.take_device(resolve_device(config.device))
     inputs = inputs or read_inputs(config)
     listener.started(config, inputs)
     if backbone is None:

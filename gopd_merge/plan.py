@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gopd_merge.config import REFERENCES, TEACHER_BASE, MergeConfig
+from gopd_merge.config import REFERENCES, TEACHER_BASE, VLLM, MergeConfig
 from gopd_merge.consistency import AUTO
 from gopd_merge.errors import InputError
 from gopd_merge.eval_config import OWN, STATIC_RIVALS
@@ -184,6 +184,11 @@ def check_processes(config: MergeConfig, processes: Processes) -> None:
         raise InputError(
             f"--alpha auto in {processes.count} processes: the target is measured in one; run gopd-merge probe first, without "
             "accelerate launch, and give the number"
+        )
+    if config.rollout == VLLM:
+        raise InputError(
+            f"--rollout vllm in {processes.count} processes: each would start a vLLM of its own, which is not supported; start vllm serve, "
+            "and give its address: --rollout http://HOST:8000/v1"
         )
     if config.shard_base and (share := config.prompts_per_step // len(config.experts)) % processes.count:
         raise InputError(

@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible server: what is served there, and requests that are given again until one is answered. No torch."""
+"""An OpenAI-compatible server: what is served there, and requests that are given again until one is answered. No torch."""
 
 import email.utils
 import os
@@ -14,6 +14,7 @@ from gopd_merge.errors import InputError
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a request is given again; each pause is twice the last
 TOO_EARLY = (408, 425, 429)  # what a server says that would answer later, as it does with 5xx
+AWAY = (*TOO_EARLY, 502, 503, 504)  # what says of a request nothing at all: 500 may mean that it cannot be done
 KEY = "GOPD_REMOTE_API_KEY"  # the environment variable
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,17 +37,30 @@ def is_remote(location: str) -> bool:
 
 def split_location(location: str) -> tuple[str, str]:
     """`http://host:8000/v1#name` as the server's URL and the name under which it serves the model. Raises InputError."""
+    shown, is_whole, fragment = _parts(location, "http://host:8000/v1#name")
+    if not (is_whole and fragment):
+        raise InputError(f"{shown}: names no model on a server; write http://host:8000/v1#name, with a name that /v1/models lists")
+    return location.partition("#")[0], fragment
+
+
+def check_url(location: str) -> None:
+    """Raises InputError unless it is a server's URL and nothing more."""
+    shown, is_whole, fragment = _parts(location, "http://host:8000/v1")
+    if not is_whole or fragment:
+        raise InputError(f"{shown}: is not the URL of a server; write http://host:8000/v1, without #name")
+
+
+def _parts(location: str, form: str) -> tuple[str, bool, str]:
+    """A location as a message may show it, whether a server can be there, and what follows #. Raises InputError."""
     shown = re.sub("//[^/#]*@", "//", location)  # a message must not repeat a password
     try:
         parts = urlsplit(location)
-        is_whole = bool(parts.hostname and parts.fragment and not parts.query and parts.port != 0)
+        is_whole = bool(parts.hostname and not parts.query and parts.port != 0)
     except ValueError as error:
-        raise InputError(f"{shown}: no URL ({error}); write http://host:8000/v1#name") from None
+        raise InputError(f"{shown}: no URL ({error}); write {form}") from None
     if parts.username is not None:
         raise InputError(f"{shown}: was given with a user or password; leave them out, and put the server's key into {KEY}")
-    if not is_whole:
-        raise InputError(f"{shown}: names no model on a server; write http://host:8000/v1#name, with a name that /v1/models lists")
-    return location.partition("#")[0], parts.fragment
+    return shown, is_whole, parts.fragment
 
 
 def api_key() -> str | None:
@@ -60,7 +74,7 @@ def api_key() -> str | None:
 class Server:
     """One server, used from several threads. Every failure is a `Failed`, whichever library underneath it comes from."""
 
-    def __init__(self, url: str, timeout: float, key: str | None = None) -> None:
+    def __init__(self, url: str, timeout: float, key: str | None = None, connections: int = 100) -> None:
         """`url` with or without /v1; `timeout` in seconds, of connecting and of every silence; `key` is sent as a bearer token."""
         import httpx2
 
@@ -68,7 +82,8 @@ class Server:
         self._key = key
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            self._client = httpx2.Client(base_url=f"{self.url}/v1/", headers=headers, timeout=timeout)
+            limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+            self._client = httpx2.Client(base_url=f"{self.url}/v1/", headers=headers, timeout=timeout, limits=limits)
         except Exception as error:  # what is wrong with a URL has errors of several libraries
             raise Failed(self._cause(error)) from None
 
@@ -87,6 +102,7 @@ class Server:
         patience: float,
         waiting: Callable[[Failed], None] = lambda failure: None,
         stop: threading.Event | None = None,
+        order: bool = False,
     ) -> Any:
         """The JSON that answers a request to /v1/`path`.
 
@@ -100,12 +116,13 @@ class Server:
             patience: seconds; 0 for one try.
             waiting: told of each failure after which it will be tried again.
             stop: ends the waiting.
+            order: something is to be done; it is answered by a sentence, which is returned, and not given again after a 500.
         """
         stop = stop or threading.Event()
         pause, deadline = FIRST_PAUSE, None
         while True:
             try:
-                return self._once("POST", path, body)
+                return self._once("POST", path, body, order)
             except Failed as failure:
                 now = time.monotonic()
                 deadline = now + patience if deadline is None else deadline
@@ -120,7 +137,7 @@ class Server:
         """Close its connections."""
         self._client.close()
 
-    def _once(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    def _once(self, method: str, path: str, body: dict[str, Any] | None, order: bool = False) -> Any:
         import httpx2
 
         try:
@@ -130,11 +147,11 @@ class Server:
             raise Failed(self._cause(error), again=isinstance(error, passing)) from None
         status = reply.status_code
         if not reply.is_success:
-            again = status in TOO_EARLY or status >= 500
+            again = status in AWAY if order else status in TOO_EARLY or status >= 500
             reason = f"{status} {_said(reply)}".rstrip()
             raise Failed(self._shown(reason), status, again, _retry_after(reply.headers.get("Retry-After")))
         try:
-            return reply.json()
+            return reply.text if order else reply.json()
         except (ValueError, RecursionError):
             raise Failed("what it answers is no JSON", status) from None
 
@@ -145,6 +162,50 @@ class Server:
         """On one line, short, and without the key, which a server may repeat."""
         reason = reason.replace(self._key, "***") if self._key else reason
         return " ".join(reason.split())[:REASON_LENGTH]
+
+
+class Patient:
+    """A server that a run waits for, and what is told of that. Used from several threads."""
+
+    def __init__(
+        self,
+        server: Server,
+        name: str,
+        patience: float,
+        note: Callable[[str], None] = lambda text: None,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            server: is asked.
+            name: of it, in what is told.
+            patience: seconds for which a request is given again.
+            note: told, once in each round of requests, that the server does not answer, from any thread; and that it does again.
+            waiting: called before the first of these notes, from any thread: what is held in memory alone can be saved.
+        """
+        self.patience = patience
+        self._server, self._name, self._note, self._waiting = server, name, note, waiting
+        self._lock, self._has_waited = threading.Lock(), False
+
+    def post(self, path: str, body: dict[str, Any], stop: threading.Event | None = None, order: bool = False) -> Any:
+        """As Server.post. Raises Failed when the patience is over."""
+        return self._server.post(path, body, self.patience, self._waits, stop, order)
+
+    def each(self, workers: int, task: Callable[[Item, threading.Event], Result], items: Sequence[Item]) -> list[Result]:
+        """A round: each item's result, `workers` at once, as `in_threads` has it."""
+        self._has_waited = False
+        found = in_threads(workers, task, items)
+        if self._has_waited:
+            self._note(f"{self._name} answers again")
+        return found
+
+    def _waits(self, failure: Failed) -> None:
+        with self._lock:
+            if not self._has_waited:
+                self._waiting()
+                self._note(f"{self._name} does not answer ({failure}); trying again for {self.patience:g} s")
+            self._has_waited = True
 
 
 def in_threads(count: int, task: Callable[[Item, threading.Event], Result], items: Sequence[Item]) -> list[Result]:

@@ -1,7 +1,8 @@
-"""A server on loopback that answers as vLLM's does to requests for prompt log-probs, and the ways in which such a server fails.
+"""A server on loopback that answers as vLLM's does to requests for prompt log-probs and for responses, and takes adapters while it runs;
+and the ways in which such a server fails.
 
 It serves the embedded base and adapters on it, by PEFT's own models. The forms are those of vLLM's source: CompletionRequest,
-CompletionResponse, ModelCard, ErrorResponse, and the messages of its checks.
+CompletionResponse, ModelCard, LoadLoRAAdapterRequest, ErrorResponse, and the messages of its checks.
 """
 
 import json
@@ -9,6 +10,7 @@ import threading
 import time
 from contextlib import nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -44,21 +46,36 @@ class Models:
         self.peft.set_adapter(name)
         return nullcontext()
 
+    def load(self, name, path):
+        """An adapter while the server runs."""
+        with self._lock:
+            self.peft.load_adapter(path, name)
+
+    def unload(self, name):
+        with self._lock:
+            self.peft.delete_adapter(name)
+
     @torch.no_grad()
     def generate(self, name, ids, limit, seed, options):
-        """Sampled token by token: the text, how it ended, and how many tokens it has. `options` are the cuts and penalties."""
+        """Sampled token by token: the ids, the log-prob of each before any cut, and how it ended. `options` are the request's."""
         generator = torch.Generator().manual_seed(seed)
+        ends = [*options.get("stop_token_ids", []), *([] if options.get("ignore_eos") else [self.tokenizer.eos_token_id])]
         with self._lock, self._on(name):
-            past, following, written = DynamicCache(config=self.peft.get_base_model().config), list(ids), []
+            past, following, written, found = DynamicCache(config=self.peft.get_base_model().config), list(ids), [], []
             while len(written) < limit:
-                logits = self.peft(torch.tensor([following]), past_key_values=past, use_cache=True).logits[0, -1] / options["temperature"]
+                logits = self.peft(torch.tensor([following]), past_key_values=past, use_cache=True).logits[0, -1]
+                log_probs = logits.log_softmax(-1)
+                for token_id, bias in (options.get("logit_bias") or {}).items():
+                    logits[int(token_id)] += bias
+                logits = logits / options["temperature"]
                 if options.get("top_k", -1) > 0:
                     logits = logits.where(logits >= logits.topk(options["top_k"]).values[-1], -torch.inf)
                 following = torch.multinomial(logits.softmax(-1), 1, generator=generator).tolist()
                 written += following
-                if following == [self.tokenizer.eos_token_id]:
-                    return self.tokenizer.decode(written, skip_special_tokens=True), "stop", len(written)
-        return self.tokenizer.decode(written, skip_special_tokens=True), "length", len(written)
+                found.append(float(log_probs[following[0]]))
+                if following[0] in ends:
+                    return written, found, "stop"
+        return written, found, "length"
 
 
 class RemoteServer:
@@ -70,6 +87,9 @@ class RemoteServer:
     `vocabulary` maps an id to the one that the server takes it for. `key`, where there is one, must be sent. `standard` is a server that
     refuses fields beyond those of OpenAI's completions. `defaults` are what a request gets for fields that it leaves out, as a model's
     generation_config.json has them.
+
+    Of adapters that come while it runs: `takes_adapters` is False for a server that was started without them, `max_lora_rank` is the room
+    that it has, `sees` says whether a path is on its disk. One that was stopped has forgotten them. `answer(choice)` may damage an answer.
     """
 
     def __init__(self, models):
@@ -80,6 +100,8 @@ class RemoteServer:
         self.log_probs, self.max_logprobs, self.change = "yes", 20, lambda found: found
         self.vocabulary = lambda token_id: token_id
         self.standard, self.defaults = False, {"temperature": 0.01, "top_k": 1}
+        self.takes_adapters, self.max_lora_rank, self.sees, self.answer = True, 16, lambda path: True, lambda choice: choice
+        self.loaded, self.ever_loaded = {}, []  # name: path, of those that came while it runs
         self.lock = threading.Lock()
         self.start()
 
@@ -92,6 +114,35 @@ class RemoteServer:
         self.is_up = False
         self.http.shutdown()
         self.http.server_close()
+        for name in list(self.loaded):
+            self.unload(name)
+
+    def load(self, request):
+        """What _error takes, where the adapter is not taken."""
+        name, path = request["lora_name"], Path(request["lora_path"])
+        if name in self.loaded:
+            return (
+                400,
+                f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set",
+                "InvalidUserInput",
+            )
+        if not self.sees(path):
+            return 404, f"Loading lora {name} failed: No adapter found for {path}", "NotFoundError"
+        rank = json.loads((path / "adapter_config.json").read_text())["r"]
+        if rank > self.max_lora_rank:
+            return 500, f"LoRA rank {rank} is greater than max_lora_rank {self.max_lora_rank}.", "InternalServerError"
+        self.models.load(name, path)
+        self.loaded[name] = path
+        self.ever_loaded.append(name)
+        return None
+
+    def unload(self, name):
+        """What _error takes, where there is no such adapter."""
+        if name not in self.loaded:
+            return 404, f"The lora adapter '{name}' cannot be found.", "NotFoundError"
+        self.models.unload(name)
+        del self.loaded[name]
+        return None
 
     @property
     def url(self):
@@ -104,7 +155,7 @@ class RemoteServer:
             {**card, "id": name, "root": self.models.base, "parent": None, "max_model_len": MAX_MODEL_LEN}
             if name == "base"
             else {**card, "id": name, "root": name, "parent": "base", "max_model_len": None}
-            for name in self.served
+            for name in (*self.served, *self.loaded)
         ]
 
     def prompt_logprobs(self, name, ids, k):
@@ -143,6 +194,9 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self._may_answer():
             return
+        if self.path.endswith("_lora_adapter"):
+            self._adapter(request)
+            return
         with remote.lock:
             remote.requests.append(request)
             remote.at_once += 1
@@ -163,6 +217,18 @@ class Handler(BaseHTTPRequestHandler):
             with remote.lock:
                 remote.at_once -= 1
 
+    def _adapter(self, request):
+        remote = self.server.remote
+        if not remote.takes_adapters:
+            self._json({"detail": "Not Found"}, 404)
+            return
+        with remote.lock:
+            problem = remote.load(request) if self.path.endswith("/load_lora_adapter") else remote.unload(request["lora_name"])
+        if problem:
+            self._error(*problem)
+        else:
+            self._send(f"Success: LoRA adapter '{request['lora_name']}' added successfully.".encode(), "text/plain")
+
     def _may_answer(self):
         remote = self.server.remote
         if not remote.is_up:
@@ -179,8 +245,14 @@ class Handler(BaseHTTPRequestHandler):
             self._error(*refusal)
             return
         options = ({} if remote.standard else remote.defaults) | {name: value for name, value in request.items() if value is not None}
-        text, ending, count = remote.models.generate(request["model"], ids, request["max_tokens"], request.get("seed", 0), options)
+        written, found, ending = remote.models.generate(request["model"], ids, request["max_tokens"], request.get("seed", 0), options)
+        text, count = remote.models.tokenizer.decode(written, skip_special_tokens=True), len(written)
         choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": ending, "stop_reason": None, "token_ids": None}
+        if request.get("logprobs") is not None:
+            choice["logprobs"] = {"token_logprobs": found, "tokens": [remote.models.tokenizer.decode([i]) for i in written]}
+        if request.get("return_token_ids"):
+            choice |= {"token_ids": written, "prompt_token_ids": ids}
+        choice = remote.answer(choice)
         if k is not None and remote.log_probs == "yes":
             choice |= {"prompt_logprobs": remote.prompt_logprobs(request["model"], ids, k), "prompt_token_ids": None}
         usage = {"prompt_tokens": len(ids), "total_tokens": len(ids) + count, "completion_tokens": count, "prompt_tokens_details": None}
@@ -193,7 +265,7 @@ class Handler(BaseHTTPRequestHandler):
         remote, problems = self.server.remote, []
         if remote.standard and (others := sorted(set(request) - STANDARD)):
             problems.append((400, f"Unrecognized request argument supplied: {others[0]}", "invalid_request_error"))
-        if request["model"] not in remote.served:
+        if request["model"] not in (*remote.served, *remote.loaded):
             problems.append((404, f"The model `{request['model']}` does not exist.", "NotFoundError", "model"))
         if remote.log_probs == "refused" and k is not None:
             problems.append((400, "Unrecognized request argument supplied: prompt_logprobs", "invalid_request_error"))
@@ -210,9 +282,11 @@ class Handler(BaseHTTPRequestHandler):
         self._json({"error": {"message": message, "type": kind, "param": param, "code": status}}, status, headers)
 
     def _json(self, content, status=200, headers=()):
-        body = json.dumps(content).encode()
+        self._send(json.dumps(content).encode(), "application/json", status, headers)
+
+    def _send(self, body, kind, status=200, headers=()):
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         for name, value in headers:
             self.send_header(name, value)

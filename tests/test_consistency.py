@@ -33,6 +33,7 @@ REFUSED = [
     ({"method": "rkl", "rotate": "all"}, ["--method rkl", "--rotate all"], [{"rotate": GONE}]),
     ({"method": "alternate", "steps": 1}, ["--method alternate", "--steps 1"], [{"steps": 2}]),
     ({"horizon": 97}, ["--horizon 97", "--max-new-tokens 96"], [{"horizon": GONE}, {"max_new_tokens": 97}]),
+    ({"shard_base": True}, ["--shard-base", "--no-eval"], [{"eval": False}, {"shard_base": GONE}]),
     ({"balance": True, "rotate": "step"}, ["--balance", "--rotate"], [{"rotate": GONE}]),
     ({"balance": True, "method": "alternate"}, ["--balance", "--method alternate"], [{"method": GONE}]),
     ({"alpha": "auto", "adaptive": "run"}, ["--alpha auto", "--adaptive run"], [{"alpha": GONE}, {"adaptive": GONE}]),

@@ -31,12 +31,12 @@ def config_of(adapters, tmp_path):
 
 
 @pytest.mark.parametrize("method", ANSWERED_BY)
-def test_every_method_is_taught_by_the_beginnings_of_the_responses_that_it_would_have_had(config_of, method):
-    config = config_of(method=method)
+def test_every_method_is_taught_by_the_beginnings_of_the_responses_that_it_would_have_had(config_of, tmp_path, method):
+    asked = {"prompt": "Tom has 5 pens. Tom loses 2. How many pens are left?", "response": "Tom has 5 - 2 = 3 pens left."}
+    (tmp_path / "asked.jsonl").write_text(4 * f"{json.dumps(asked)}\n")
+    config = config_of(method=method, prompts={domain: str(tmp_path / "asked.jsonl") for domain in ("math", "code")})
     inputs = read_inputs(config)
-    prompts = [prompt.prompt for source in inputs.prompts for prompt in source.prompts[:4]]
-    domains = [source.domain for source in inputs.prompts for _ in range(4)]
-    given = ["Ana has 3 books and then some more of them."] * 8  # what the data of sft hold
+    prompts, domains, given = [asked["prompt"]] * 8, ["code"] * 4 + ["math"] * 4, [asked["response"]] * 8
     with assembled(load_backbone(config, inputs), config, inputs, print) as cast:
         found = [respond(cast, method, prompts, domains, given, c.trained_tokens, range(8)) for c in (config, config_of(horizon=N))]
     whole, cut = ([row[mask].tolist() for row, mask in zip(r.ids[:, r.prompt_width :], r.response_mask, strict=True)] for r in found)

@@ -55,7 +55,10 @@ def random_model() -> Backbone:
     return Backbone(model, load_tokenizer(Base(BASE, BASE)), [])
 
 
-CASES: dict[str, Callable[[], Backbone]] = {"embedded, 0.9 M, NF4": embedded, "random, 135 M, float32": random_model}
+CASES: dict[str, tuple[Callable[[], Backbone], int, int]] = {  # the model; batches; prompts in each
+    "embedded, 0.9 M, NF4": (embedded, 9, 64),
+    "random, 135 M, float32": (random_model, 3, 32),
+}
 
 
 def ours(backbone: Backbone, prompts: list[str], batch: int) -> int:
@@ -85,15 +88,16 @@ def counting(backbone: Backbone, counted: list[int]) -> Any:
     handle.remove()
 
 
-def methods() -> dict[str, tuple[Callable[..., int], float | None]]:
-    """By name: who samples, and the share of ended rows at which they are dropped."""
-    dropping = {f"ours, {round(1 / share)}th": (ours, share) for share in SHARES}
-    return {"plain": (plain, None), "ours, none dropped": (ours, 2.0), **dropping}
+def methods() -> dict[str, tuple[Callable[..., int], float, str]]:
+    """By name: who samples; the share of ended rows at which they are dropped, and that in words."""
+    dropping = {f"ours, 1/{round(1 / share)}": (ours, share, f"when they are 1/{round(1 / share)} of the batch") for share in SHARES}
+    return {"plain": (plain, 1.0, "plain generate()"), "ours, none dropped": (ours, 1.0, "never"), **dropping}
 
 
-def measure(name: str, batches: int, batch_size: int) -> dict[str, Any]:
+def measure(name: str) -> dict[str, Any]:
     """One model: all methods on the same prompts."""
-    backbone = CASES[name]()
+    make, batches, batch_size = CASES[name]
+    backbone = make()
     sets = read_inputs(make_config({"experts": EXPERTS, "eval": False})).prompts
     pool = [prompt.prompt for pair in zip(*(one.prompts for one in sets), strict=False) for prompt in pair]
     found: dict[str, dict[str, list[float]]] = {method: {"seconds": [], "tokens": [], "rows": []} for method in methods()}
@@ -101,7 +105,7 @@ def measure(name: str, batches: int, batch_size: int) -> dict[str, Any]:
     for batch in range(batches):
         prompts = pool[batch * batch_size : (batch + 1) * batch_size]
         order = list(methods().items())
-        for method, (sample, share) in order[batch % len(order) :] + order[: batch % len(order)]:
+        for method, (sample, share, _) in order[batch % len(order) :] + order[: batch % len(order)]:
             rows: list[int] = []
             with patch("gopd_merge.distill.decoding.ENDED", share), counting(backbone, rows):
                 started = time.perf_counter()
@@ -118,6 +122,7 @@ def measure(name: str, batches: int, batch_size: int) -> dict[str, Any]:
         "methods": [
             {
                 "method": method,
+                "drops": methods()[method][2],
                 "milliseconds_per_token": round(1000 * sum(one["seconds"]) / sum(one["tokens"]), 4),
                 "rows_per_token": round(sum(one["rows"]) / sum(one["tokens"]), 4),
                 "mean_length": round(sum(one["tokens"]) / batches / batch_size, 2),
@@ -129,8 +134,8 @@ def measure(name: str, batches: int, batch_size: int) -> dict[str, Any]:
     }
 
 
-def main(case: list[str], batches: int, batch_size: int, output: Path) -> None:
-    rows = [measure(name, batches, batch_size) for name in case]
+def main(case: list[str], output: Path) -> None:
+    rows = [measure(name) for name in case]
     document = {"schema": 1, "command": " ".join(["python", *sys.argv]), "rows": rows, "environment": environment(torch.device("cpu"))}
     output.write_text(json.dumps(document, indent=1) + "\n")
     for row in rows:
@@ -141,7 +146,5 @@ def main(case: list[str], batches: int, batch_size: int, output: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="*", default=list(CASES))
-    parser.add_argument("--batches", type=int, default=7)
-    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     main(**vars(parser.parse_args()))

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from gopd_merge.distill.backbone import STUDENT
 from gopd_merge.distill.cast import Cast
+from gopd_merge.distill.engines import HfEngine
 from gopd_merge.distill.rollout import Rollout, generate, joined, tokenize, written
 
 Answerer = Literal["student", "experts", "data"]
@@ -31,7 +31,8 @@ def respond(
     """One response to each prompt, by whom the method says, drawn from its seed. `responses` are those that the data hold, for sft."""
     by = ANSWERED_BY[method]
     if by == "student":
-        return generate(cast.backbone, STUDENT, prompts, domains, max_new_tokens, seeds, vocabulary=cast.vocabulary)
+        engine = cast.engine or HfEngine(cast.backbone, cast.vocabulary)
+        return engine.sample(prompts, domains, max_new_tokens, seeds)
     if by == "data":
         given = [text for text in responses if text is not None]  # all: `plan` has checked it
         return written(cast.backbone, prompts, given, domains, max_new_tokens)

@@ -16,6 +16,7 @@ from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert
 from gopd_merge.distill.objective import Aim, Reward
 
 if TYPE_CHECKING:
+    from gopd_merge.distill.engines import Engine
     from gopd_merge.distill.remote import RemoteTeacher
 
 REMOTE = "remote"  # no model here: the teacher answers over the network
@@ -36,6 +37,7 @@ class Cast:
     models: Mapping[str, Backbone]
     aims: Mapping[str, Aim]
     remote: Mapping[str, "RemoteTeacher"] = field(default_factory=dict)  # by domain
+    engine: "Engine | None" = None  # who samples the student's answers; None: the backbone itself
 
     @property
     def backbone(self) -> Backbone:

@@ -105,7 +105,7 @@ class Footprint:
             quantised = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head] if quantize == "nf4" else []
             for module in quantised:
                 module.__class__ = _Linear4bit
-            weights = _stored(model)
+            self.weights = weights = _stored(model)  # not quantised
             self.parameters = model.num_parameters()
             self.base = weights - sum(m.weight.nbytes - _nf4_bytes(m.weight.numel()) for m in quantised)
             packed = {id(m.weight): m.weight.numel() // 2 for m in quantised}  # their scales are not shared out

@@ -25,7 +25,7 @@ from gopd_merge.distill.remote_answer import (
     read_written,
 )
 from gopd_merge.errors import GopdError, InputError
-from gopd_merge.server import KEY, Failed, Item, Result, Server, api_key, in_threads, split_location
+from gopd_merge.server import KEY, Failed, Patient, Result, Server, api_key, split_location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,6 +68,7 @@ class RemoteTeacher:
         timeout: float = TIMEOUT,
         patience: float = PATIENCE,
         note: Callable[[str], None] = lambda text: None,
+        waiting: Callable[[], None] = lambda: None,
     ) -> None:
         """Nothing is sent yet. Raises InputError for a location that is none.
 
@@ -81,19 +82,19 @@ class RemoteTeacher:
             timeout: seconds that the server may be silent within one request.
             patience: seconds for which `score` and `answer` try again before they give up.
             note: told, once in each of them, that the server does not answer, from any thread; and that it does again.
+            waiting: called before the first of these notes, from any thread: what is held in memory alone can be saved.
         """
         url, self.model = split_location(location)
         self.location = location
         self.k = min(k, vocabulary_size - 1)
         self._vocabulary = Vocabulary(tokenizer, vocabulary_size)
-        self._workers, self._patience, self._note = workers, patience, note
-        self.waiting: Callable[[], None] = lambda: None  # called before the first of these notes, from any thread
-        self._lock, self._has_waited = threading.Lock(), False
+        self._workers, self._note = workers, note
         self._plain = False  # whether the server takes no request with vLLM's own fields
         try:
             self._server = Server(url, timeout, api_key())
         except Failed as failure:
             raise InputError(f"{location}: no URL ({failure}); write http://host:8000/v1#name") from None
+        self._patient = Patient(self._server, location, patience, note, waiting)
 
     def check(self, longest: int = 0) -> None:
         """Whether it can teach: it is there, serves the model, returns log-probs of prompts, and its vocabulary is ours.
@@ -146,7 +147,7 @@ class RemoteTeacher:
         """
         if not all(0 < start <= len(sequence) for sequence, start in zip(sequences, starts, strict=True)):
             raise ValueError("a response begins outside of its sequence")
-        answers = self._all(self._score_one, list(zip(sequences, starts, strict=True)))
+        answers = self._patient.each(self._workers, self._score_one, list(zip(sequences, starts, strict=True)))
         top_ids = [row for answer in answers for row in answer.top_ids]
         top_log_probs = [row for answer in answers for row in answer.top_log_probs]
         return RemoteScores(
@@ -167,19 +168,11 @@ class RemoteTeacher:
             TeacherError: as `score`.
         """
         requests = [self._answer_request(list(ids), max_new_tokens, seed) for ids, seed in zip(prompts, seeds, strict=True)]
-        return self._all(self._answer_one, requests)
+        return self._patient.each(self._workers, self._answer_one, requests)
 
     def close(self) -> None:
         """Close the connections to the server."""
         self._server.close()
-
-    def _all(self, task: Callable[[Item, threading.Event], Result], items: Sequence[Item]) -> list[Result]:
-        """Each item's result, several at once. Says so if the server had to be waited for."""
-        self._has_waited = False
-        found = in_threads(self._workers, task, items)
-        if self._has_waited:
-            self._note(f"{self.location} answers again")
-        return found
 
     def _score_one(self, part: tuple[Sequence[int], int], stop: threading.Event) -> Answer:
         ids, start = list(part[0]), part[1]
@@ -193,12 +186,12 @@ class RemoteTeacher:
     def _ask(self, request: dict[str, Any], read: Callable[[Any], Result], stop: threading.Event) -> Result:
         """What `read` makes of the server's reply, in the middle of a run. Raises TeacherError."""
         try:
-            return read(self._server.post("completions", request, self._patience, self._waits, stop))
+            return read(self._patient.post("completions", request, stop))
         except Failed as failure:
             if failure.again:
                 raise TeacherError(
-                    f"{self.location}: the server has not answered for {self._patience:g} s ({failure}); start it, then give the command "
-                    "again with --resume, and a longer --remote-patience if it needs one"
+                    f"{self.location}: the server has not answered for {self._patient.patience:g} s ({failure}); start it, then give the "
+                    "command again with --resume, and a longer --remote-patience if it needs one"
                 ) from None
             raise TeacherError(f"{self.location}: the server refuses a request ({failure}); see the server's log") from None
         except OtherVocabulary as problem:
@@ -302,10 +295,3 @@ class RemoteTeacher:
         return InputError(
             f"{self.location}: answers with another model's vocabulary ({problem}); serve an adapter of this run's base, with its tokenizer"
         )
-
-    def _waits(self, failure: Failed) -> None:
-        with self._lock:
-            if not self._has_waited:
-                self.waiting()
-                self._note(f"{self.location} does not answer ({failure}); trying again for {self._patience:g} s")
-            self._has_waited = True

@@ -25,6 +25,7 @@ class Rollout:
     response_mask: Tensor  # (B, T) True on response tokens, the end token included
     capped: Tensor  # (B,) True where the length limit cut the response
     domains: tuple[str, ...]  # (B,)
+    sampled_log_probs: Tensor | None = None  # (B, T) float32 log π as another engine drew each token; None: the role here drew it
 
     @property
     def prompt_width(self) -> int:
@@ -47,11 +48,16 @@ class Rollout:
             response_mask=response[:, :longest],
             capped=self.capped[start:stop],
             domains=self.domains[start:stop],
+            sampled_log_probs=None if self.sampled_log_probs is None else self.sampled_log_probs[start:stop, :longest],
         )
 
     def response_ids(self) -> Tensor:
         """(N,) the sampled tokens, row by row."""
         return self.ids[:, self.prompt_width :][self.response_mask]
+
+    def engine_log_probs(self) -> Tensor | None:
+        """(N,) log π of the sampled tokens as another engine drew them, row by row."""
+        return None if self.sampled_log_probs is None else self.sampled_log_probs[self.response_mask]
 
     def predicting(self, hidden: Tensor) -> Tensor:
         """(B, P + T, H) -> (N, H): the hidden states from which the N response tokens were sampled, one column to the left."""
@@ -174,10 +180,14 @@ def rollout_of(found: Decoded, prompt_mask: Tensor, domains: Sequence[str]) -> R
 
 def ends_of(backbone: Backbone, stop: Sequence[str]) -> Ends:
     """How the base's responses end: with its stop tokens, and with these texts."""
+    return Ends(stop_ids(backbone), stop, backbone.tokenizer, backbone.device)
+
+
+def stop_ids(backbone: Backbone) -> list[int]:
+    """The tokens that end a response."""
     stored = backbone.model.generation_config.eos_token_id
     ids = set(stored) if isinstance(stored, list) else {stored}
-    stop_ids = sorted(i for i in (*ids, backbone.tokenizer.eos_token_id) if i is not None)
-    return Ends(stop_ids, stop, backbone.tokenizer, backbone.device)
+    return sorted(i for i in (*ids, backbone.tokenizer.eos_token_id) if i is not None)
 
 
 def pad_of(backbone: Backbone) -> int:
@@ -225,7 +235,10 @@ def unasked(device: torch.device) -> Rollout:
 
 
 def joined(parts: Sequence[Rollout], order: Sequence[int], pad: int) -> Rollout:
-    """Rollouts of different prompts as one, row i of it being row `order[i]` of them one after the other. `pad` fills them up."""
+    """Rollouts of different prompts as one, row i of it being row `order[i]` of them one after the other. `pad` fills them up.
+
+    Their engines' log-probs are left out unless all have some.
+    """
     prompt = max(part.prompt_width for part in parts)
     longest = max(part.response_mask.shape[1] for part in parts)
     room = [(prompt - part.prompt_width, longest - part.response_mask.shape[1]) for part in parts]
@@ -235,6 +248,7 @@ def joined(parts: Sequence[Rollout], order: Sequence[int], pad: int) -> Rollout:
         return torch.cat([F.pad(getattr(part, name), sides, value=value) for part, sides in zip(parts, room, strict=True)])[rows]
 
     masks = torch.cat([F.pad(part.response_mask, (0, right)) for part, (_, right) in zip(parts, room, strict=True)])
+    told = [F.pad(p.sampled_log_probs, (0, right)) for p, (_, right) in zip(parts, room, strict=True) if p.sampled_log_probs is not None]
     domains = [domain for part in parts for domain in part.domains]
     return Rollout(
         ids=stacked("ids", pad),
@@ -242,6 +256,7 @@ def joined(parts: Sequence[Rollout], order: Sequence[int], pad: int) -> Rollout:
         response_mask=masks[rows],
         capped=torch.cat([part.capped for part in parts])[rows],
         domains=tuple(domains[row] for row in order),
+        sampled_log_probs=torch.cat(told)[rows] if len(told) == len(parts) else None,
     )
 
 

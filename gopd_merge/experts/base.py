@@ -106,6 +106,7 @@ def load_base(base: Base, quantize: str, device: str, on_host: bool = False) -> 
 
     `on_host` leaves the weights in the host's memory, for a device that cannot hold them all.
     """
+    import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     dtype, compute_dtype = load_dtypes(quantize, device)
@@ -115,7 +116,7 @@ def load_base(base: Base, quantize: str, device: str, on_host: bool = False) -> 
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute_dtype
         )
     tokenizer = load_tokenizer(base)
-    place = "cpu" if on_host else device
+    place = "cpu" if on_host else f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base.location, quantization_config=quantization, dtype=dtype or "auto", device_map={"": place}, trust_remote_code=False

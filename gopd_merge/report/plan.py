@@ -11,6 +11,7 @@ WHAT = {
     "experts": "their adapters",
     "student": "the adapter that is trained",
     "optimizer": "AdamW's two numbers for each trained one",
+    "engine": "vLLM, its copy of the base, keys and values of all answers",
     "load": "and the base's file while it is read",
     "probe": "and keys and values of expert and base for a batch of questions",
     "rollout": "and keys and values of all answers",
@@ -51,7 +52,7 @@ def _expert(domain: str, e: Mapping[str, Any]) -> str:
 
 def memory_text(memory: Mapping[str, Any]) -> str:
     """One line a part."""
-    always = [name for name in WHAT if name in memory]
+    always = [name for name in WHAT if name in memory and (memory[name] or name != "engine")]
     phases = [name for name in WHAT if name in memory["phases"]]
     rows = [["memory" if i == 0 else "", name, byte_text(memory[name]).rjust(8), WHAT[name]] for i, name in enumerate(always)]
     rows += [["", name, ("+" + byte_text(memory["phases"][name])).rjust(8), WHAT[name]] for name in phases]
