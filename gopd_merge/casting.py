@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from gopd_merge.config import BASE, HF, TEACHER_BASE, MergeConfig
+from gopd_merge.disk import partial_of
 from gopd_merge.distill.answering import LEARNT_BY_HEART
 from gopd_merge.distill.backbone import REFERENCE, START, Backbone, expert
 from gopd_merge.distill.cast import REMOTE, Cast, Role
@@ -26,17 +27,22 @@ from gopd_merge.experts.static import RIVALS
 from gopd_merge.forecast import resolve_device
 from gopd_merge.parallel import ALONE, Processes
 from gopd_merge.plan import Inputs
-from gopd_merge.server import Patient, is_remote
+from gopd_merge.server import is_remote
 
 
 @contextmanager
 def assembled(
-    backbone: Backbone, config: MergeConfig, inputs: Inputs, note: Callable[[str], None], processes: Processes = ALONE
+    backbone: Backbone,
+    config: MergeConfig,
+    inputs: Inputs,
+    note: Callable[[str], None],
+    save: Callable[[], None] = lambda: None,
+    processes: Processes = ALONE,
 ) -> Iterator[Cast]:
     """Everybody that the config asks for beside the student's backbone, loaded for as long as the block lasts.
 
-    A student that does not begin at the base is put at its start. `note` is told what the user should know.
-    Raises InputError for roles that cannot be had.
+    A student that does not begin at the base is put at its start. `note` is told what the user should know; `save` is called, from any
+    thread, when the run begins to wait for a server. Raises InputError for roles that cannot be had.
     """
     with ExitStack() as stack:
         models = {BASE: backbone} | {name: _load(base, experts, config) for name, (base, experts) in inputs.other_models.items()}
@@ -49,14 +55,13 @@ def assembled(
             backbone.start_student(_starting_point(config, inputs, note))
             stack.callback(backbone.remove, START)
         cast = Cast(models, aims_of(config, inputs))
-        remote = _remote_teachers(config, inputs, cast, note, stack)
+        remote = _remote_teachers(config, inputs, cast, note, save, stack)
         cast = replace(cast, remote=remote)
         _check(cast, config)
         if config.shard_base:
             for model in models.values():
                 share_out(model, torch.device(resolve_device(config.device)), processes.count)
-        engine, servers = _engine(config, inputs, cast, note, stack)
-        cast = replace(cast, engine=engine, servers=(*servers, *(teacher.patient for teacher in remote.values())))
+        cast = replace(cast, engine=_engine(config, inputs, cast, note, save, stack))
         if config.cancels_alpha:
             note("the teacher is its own reference: α cancels, this is plain OPD")
         yield cast
@@ -130,7 +135,7 @@ def middle_of(grid: tuple[Mapping[str, float | int], ...]) -> dict[str, float | 
 
 
 def _remote_teachers(
-    config: MergeConfig, inputs: Inputs, cast: Cast, note: Callable[[str], None], stack: ExitStack
+    config: MergeConfig, inputs: Inputs, cast: Cast, note: Callable[[str], None], save: Callable[[], None], stack: ExitStack
 ) -> dict[str, RemoteTeacher]:
     """Those behind servers, each asked whether it can teach this run; `stack` closes them. Raises InputError."""
     learnt = config.method in LEARNT_BY_HEART
@@ -147,6 +152,7 @@ def _remote_teachers(
             timeout=max(TIMEOUT, config.remote_patience) if learnt else TIMEOUT,  # it is silent until a response is whole
             patience=config.remote_patience,
             note=note,
+            waiting=save,
         )
         stack.callback(teacher.close)
         longest = max(prompt_lengths(tokenizer, prompts[domain])) + config.trained_tokens
@@ -155,32 +161,29 @@ def _remote_teachers(
 
 
 def _engine(
-    config: MergeConfig, inputs: Inputs, cast: Cast, note: Callable[[str], None], stack: ExitStack
-) -> tuple[OtherEngine | None, tuple[Patient, ...]]:
-    """Who samples the student's answers, if not the backbone itself, and the server that it waits for: tried on a few prompts.
-
-    `stack` ends it. Raises InputError.
-    """
+    config: MergeConfig, inputs: Inputs, cast: Cast, note: Callable[[str], None], save: Callable[[], None], stack: ExitStack
+) -> OtherEngine | None:
+    """Who samples the student's answers, if not the backbone itself: tried on a few prompts; `stack` ends it. Raises InputError."""
     if config.rollout == HF:
-        return None, ()
+        return None
     backbone, base, rank = cast.backbone, inputs.base, inputs.lora_rank
     prompts = [[prompt.prompt for prompt in source.prompts] for source in inputs.prompts]
     longest = max(prompt_lengths(backbone.tokenizer, [prompt for some in prompts for prompt in some])) + config.max_new_tokens
     sampler: Sampler
-    servers: tuple[Patient, ...] = ()
+    working = partial_of(config.output)  # what a kill leaves there is removed when the run goes on
+    folder = working if working.is_dir() else None
     if is_remote(config.rollout):
-        sampler = server = VllmServer(config.rollout, rank, config.remote_patience, note)
+        sampler = server = VllmServer(config.rollout, rank, config.remote_patience, note, save)
         stack.callback(server.close)
         server.check(longest)
-        servers = (server.patient,)
-        folder = config.output.absolute().parent  # where the server may see it
+        folder = folder or config.output.absolute().parent  # where the server may see it
     else:
         needs = Needs(base.location, backbone.model.dtype, config.quantize, rank, longest, config.prompts_per_step, config.seed)
-        sampler, folder = VllmHere(needs, note), None
+        sampler = VllmHere(needs, note)
     engine = OtherEngine(backbone, cast.vocabulary, sampler, folder, base.name)
     stack.callback(engine.close)
     engine.check([prompt for some in zip(*prompts, strict=False) for prompt in some], note)
-    return engine, servers
+    return engine
 
 
 def _check(cast: Cast, config: MergeConfig) -> None:

@@ -153,8 +153,8 @@ def distill(
     course.take_up(listener.note)
     if len(set(processes.gather(course.step))) > 1:
         raise GopdError(f"{folder}: not all processes find the same checkpoints there; put --output on a disk that all machines share")
-    for server in cast.servers if processes.is_first else ():
-        server.waiting = course.save
+    if checkpoints and processes.is_first:
+        checkpoints.save = course.save
 
     with processes.saved_by_one(course.save):
         for step in range(course.step, config.steps):
@@ -379,7 +379,11 @@ def train_student(
     learning_rate = config.learning_rate or default_learning_rate(backbone.hidden_size)
     config = config.model_copy(update={"learning_rate": learning_rate})
     checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint_every, config.checkpoint_minutes, config.keep_checkpoints)
-    with assembled(backbone, config, inputs, listener.note, processes) as cast:
+
+    def save_while_waiting() -> None:  # for a server; from any thread
+        checkpoints.save()
+
+    with assembled(backbone, config, inputs, listener.note, save_while_waiting, processes) as cast:
         metrics, tokens = distill(cast, config, inputs, folder, clock, listener, processes, checkpoints)
     if processes.is_first:
         backbone.save_student(folder, inputs.base.name, inputs.base.commit)

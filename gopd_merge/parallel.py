@@ -146,7 +146,7 @@ class Processes:
         together = replace(self, store=store)
         try:
             yield together
-        except GopdError as error:
+        except (GopdError, Interrupted) as error:
             if self.rank > 0:
                 _leave()
             if not together._speaks(error):
@@ -184,7 +184,7 @@ class Processes:
         except RuntimeError:  # it is gone with the machine that the first process was on
             return self.rank == self.local_count
 
-    def _speaks(self, error: GopdError) -> bool:
+    def _speaks(self, error: GopdError | Interrupted) -> bool:
         """Whether it is this process that explains the end of the run."""
         if self.is_first:
             if not _follows(error):

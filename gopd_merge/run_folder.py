@@ -130,6 +130,7 @@ def _take_up(partial: Path, config: MergeConfig, inputs: Inputs, environment: Ma
             f"{partial}: was begun with {', '.join(found)}; go on with what it was begun with, "
             "or give --overwrite without --resume to begin anew"
         )
+    remove(partial, [path.name for path in partial.glob(".gopd-rollout-*")])  # of an engine that a kill left no time
     write_json(partial / RUN, about | {"config": pin(config, inputs).model_dump(mode="json")})  # what may change counts from now on
     if moved := differences(about["environment"], _as_json(environment)):
         note(f"it began with {', '.join(moved)}: what comes may differ by rounding from a run that was never stopped")

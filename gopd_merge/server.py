@@ -173,6 +173,7 @@ class Patient:
         name: str,
         patience: float,
         note: Callable[[str], None] = lambda text: None,
+        waiting: Callable[[], None] = lambda: None,
     ) -> None:
         """Nothing is sent yet.
 
@@ -181,10 +182,10 @@ class Patient:
             name: of it, in what is told.
             patience: seconds for which a request is given again.
             note: told, once in each round of requests, that the server does not answer, from any thread; and that it does again.
+            waiting: called before the first of these notes, from any thread: what is held in memory alone can be saved.
         """
         self.patience = patience
-        self._server, self._name, self._note = server, name, note
-        self.waiting: Callable[[], None] = lambda: None  # called before the first of these notes, from any thread
+        self._server, self._name, self._note, self._waiting = server, name, note, waiting
         self._lock, self._has_waited = threading.Lock(), False
 
     def post(self, path: str, body: dict[str, Any], stop: threading.Event | None = None, order: bool = False) -> Any:
@@ -202,7 +203,7 @@ class Patient:
     def _waits(self, failure: Failed) -> None:
         with self._lock:
             if not self._has_waited:
-                self.waiting()
+                self._waiting()
                 self._note(f"{self._name} does not answer ({failure}); trying again for {self.patience:g} s")
             self._has_waited = True
 

@@ -18,7 +18,6 @@ from gopd_merge.distill.objective import Aim, Reward
 if TYPE_CHECKING:
     from gopd_merge.distill.engines import Engine
     from gopd_merge.distill.remote import RemoteTeacher
-    from gopd_merge.server import Patient
 
 REMOTE = "remote"  # no model here: the teacher answers over the network
 
@@ -39,7 +38,6 @@ class Cast:
     aims: Mapping[str, Aim]
     remote: Mapping[str, "RemoteTeacher"] = field(default_factory=dict)  # by domain
     engine: "Engine | None" = None  # who samples the student's answers; None: the backbone itself
-    servers: tuple["Patient", ...] = ()  # that a step may have to wait for
 
     @property
     def backbone(self) -> Backbone:

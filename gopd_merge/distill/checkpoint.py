@@ -42,6 +42,7 @@ class Checkpoints:
         """One is due after `every` steps, or `minutes` after the last one; the last KEPT are kept, or all."""
         self._folder, self._every, self._seconds, self._keep_all = folder, every, 60 * minutes, keep_all
         self._saved = time.monotonic()
+        self.save: Callable[[], None] = lambda: None  # a checkpoint of the run as it is: a run that is under way puts it here
 
     def is_due(self, step: int) -> bool:
         """Whether the state after so many steps is to be saved."""

@@ -68,6 +68,7 @@ class RemoteTeacher:
         timeout: float = TIMEOUT,
         patience: float = PATIENCE,
         note: Callable[[str], None] = lambda text: None,
+        waiting: Callable[[], None] = lambda: None,
     ) -> None:
         """Nothing is sent yet. Raises InputError for a location that is none.
 
@@ -81,6 +82,7 @@ class RemoteTeacher:
             timeout: seconds that the server may be silent within one request.
             patience: seconds for which `score` and `answer` try again before they give up.
             note: told, once in each of them, that the server does not answer, from any thread; and that it does again.
+            waiting: called before the first of these notes, from any thread: what is held in memory alone can be saved.
         """
         url, self.model = split_location(location)
         self.location = location
@@ -92,7 +94,7 @@ class RemoteTeacher:
             self._server = Server(url, timeout, api_key())
         except Failed as failure:
             raise InputError(f"{location}: no URL ({failure}); write http://host:8000/v1#name") from None
-        self.patient = Patient(self._server, location, patience, note)
+        self._patient = Patient(self._server, location, patience, note, waiting)
 
     def check(self, longest: int = 0) -> None:
         """Whether it can teach: it is there, serves the model, returns log-probs of prompts, and its vocabulary is ours.
@@ -145,7 +147,7 @@ class RemoteTeacher:
         """
         if not all(0 < start <= len(sequence) for sequence, start in zip(sequences, starts, strict=True)):
             raise ValueError("a response begins outside of its sequence")
-        answers = self.patient.each(self._workers, self._score_one, list(zip(sequences, starts, strict=True)))
+        answers = self._patient.each(self._workers, self._score_one, list(zip(sequences, starts, strict=True)))
         top_ids = [row for answer in answers for row in answer.top_ids]
         top_log_probs = [row for answer in answers for row in answer.top_log_probs]
         return RemoteScores(
@@ -166,7 +168,7 @@ class RemoteTeacher:
             TeacherError: as `score`.
         """
         requests = [self._answer_request(list(ids), max_new_tokens, seed) for ids, seed in zip(prompts, seeds, strict=True)]
-        return self.patient.each(self._workers, self._answer_one, requests)
+        return self._patient.each(self._workers, self._answer_one, requests)
 
     def close(self) -> None:
         """Close the connections to the server."""
@@ -184,11 +186,11 @@ class RemoteTeacher:
     def _ask(self, request: dict[str, Any], read: Callable[[Any], Result], stop: threading.Event) -> Result:
         """What `read` makes of the server's reply, in the middle of a run. Raises TeacherError."""
         try:
-            return read(self.patient.post("completions", request, stop))
+            return read(self._patient.post("completions", request, stop))
         except Failed as failure:
             if failure.again:
                 raise TeacherError(
-                    f"{self.location}: the server has not answered for {self.patient.patience:g} s ({failure}); start it, then give the "
+                    f"{self.location}: the server has not answered for {self._patient.patience:g} s ({failure}); start it, then give the "
                     "command again with --resume, and a longer --remote-patience if it needs one"
                 ) from None
             raise TeacherError(f"{self.location}: the server refuses a request ({failure}); see the server's log") from None

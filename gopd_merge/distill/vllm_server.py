@@ -24,6 +24,7 @@ class VllmServer:
         rank: int,
         patience: float,
         note: Callable[[str], None] = lambda text: None,
+        waiting: Callable[[], None] = lambda: None,
     ) -> None:
         """Nothing is sent yet. Raises InputError for a URL that is none.
 
@@ -32,13 +33,14 @@ class VllmServer:
             rank: of the student, for which the server needs room.
             patience: seconds for which a request is given again before the run is given up.
             note: told that the server does not answer, from any thread; and that it does again.
+            waiting: called before that, from any thread: what is held in memory alone can be saved.
         """
         self.name, self._rank = url, rank
         try:
             self._server = Server(url, max(TIMEOUT, patience), api_key(), REQUESTS)  # it is silent until a response is whole
         except Failed as failure:
             raise InputError(f"{url}: no URL ({failure}); write http://host:8000/v1") from None
-        self.patient = Patient(self._server, url, patience, note)
+        self._patient = Patient(self._server, url, patience, note, waiting)
         self._lock, self._restarts = threading.Lock(), 0
         self._folder = Path()
 
@@ -61,7 +63,7 @@ class VllmServer:
         """See Sampler."""
         self._folder = folder
         try:
-            self.patient.post("load_lora_adapter", {"lora_name": adapter, "lora_path": str(folder)}, order=True)
+            self._patient.post("load_lora_adapter", {"lora_name": adapter, "lora_path": str(folder)}, order=True)
         except Failed as failure:
             if failure.status == 400 and "already been loaded" in str(
                 failure
@@ -80,7 +82,7 @@ class VllmServer:
             {"model": adapter, "prompt": ids, "seed": seed, "return_token_ids": True, **options}
             for ids, seed in zip(prompts, seeds, strict=True)
         ]
-        return self.patient.each(min(REQUESTS, len(requests)), self._one, requests)
+        return self._patient.each(min(REQUESTS, len(requests)), self._one, requests)
 
     def close(self) -> None:
         """Close the connections to the server."""
@@ -90,7 +92,7 @@ class VllmServer:
         restarts = self._restarts
         try:
             try:
-                return read_sampled(self.patient.post("completions", request, stop), request["prompt"])
+                return read_sampled(self._patient.post("completions", request, stop), request["prompt"])
             except Failed as failure:
                 if failure.status != 404:
                     raise
@@ -98,7 +100,7 @@ class VllmServer:
                 if self._restarts == restarts:
                     self.load(request["model"], self._folder)
                     self._restarts += 1
-            return read_sampled(self.patient.post("completions", request, stop), request["prompt"])
+            return read_sampled(self._patient.post("completions", request, stop), request["prompt"])
         except Failed as failure:
             if failure.again:
                 raise self._silent(failure) from None
@@ -120,7 +122,7 @@ class VllmServer:
 
     def _silent(self, failure: Failed) -> EngineError:
         return EngineError(
-            f"{self.name}: the server has not answered for {self.patient.patience:g} s ({failure}); start it, then give the command "
+            f"{self.name}: the server has not answered for {self._patient.patience:g} s ({failure}); start it, then give the command "
             "again, with a longer --remote-patience if it needs one"
         )
 

@@ -72,9 +72,8 @@ def engine_of(server, tmp_path):
     """engine_of(backbone, **options): an engine on that server, which is closed in the end."""
     engines = []
 
-    def make(backbone, url=None, waiting=lambda: None, **options):
+    def make(backbone, url=None, **options):
         sampler = VllmServer(url or server.url, **({"rank": 4, "patience": 10.0} | options))
-        sampler.patient.waiting = waiting
         engines.append(OtherEngine(backbone, backbone.vocabulary, sampler, tmp_path, "adapters/tiny-base"))
         return engines[-1]
 
