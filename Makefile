@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install install-dev merge test check format adapters fuzz lock measure measure-method clean
+.PHONY: install install-dev merge test test-vllm check format adapters fuzz soak lock measure measure-method clean
 
 install: .venv/installed  ## the command, in .venv
 
@@ -14,6 +14,9 @@ merge: install  ## the main job on the embedded model and experts
 
 test: install-dev  ## all tests, on the installed package
 	$(BIN)/python -Im pytest
+
+test-vllm: .venv-vllm/installed  ## tests against a real vLLM, its CPU build, in an environment of its own
+	.venv-vllm/bin/python -Im pytest tests/vllm
 
 check: install-dev  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -55,11 +58,14 @@ fuzz: install-dev  ## ten minutes of coverage-guided fuzzing of what reads adapt
 	$(BIN)/pip install --quiet --constraint requirements.lock ".[fuzz]"
 	$(BIN)/python eval/fuzz_intake.py --seconds 600
 
+soak: install-dev  ## the long tests of faults: kills, full disks, many runs, many steps (about half an hour); counts to eval/results/soak.json
+	GOPD_SOAK=eval/results/soak.json $(BIN)/python -Im pytest tests/faults/test_soak.py
+
 lock: install-dev  ## pin what is installed
 	$(BIN)/pip freeze --exclude gopd-merge | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf .venv merged.lora merged.lora.partial
+	rm -rf .venv .venv-vllm merged.lora merged.lora.partial
 
 # torch comes first and exactly, so that no later package brings another build of it.
 .venv/installed: pyproject.toml requirements.lock $(shell find gopd_merge eval/suites eval/metrics -type f -not -name '*.pyc')
@@ -70,4 +76,13 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --constraint requirements.lock ".[dev,train]"
+	touch $@
+
+# vLLM asks for another Transformers than the rest, and for builds of torchvision, torchaudio and torchcodec that do not fit this torch and that
+# it does not need for texts: the lock file is complete without them.
+.venv-vllm/installed: pyproject.toml requirements-vllm.lock $(shell find gopd_merge eval/suites eval/metrics -type f -not -name '*.pyc')
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet "$$(grep '^torch==' requirements-vllm.lock)"
+	.venv-vllm/bin/pip install --quiet --no-deps --requirement requirements-vllm.lock
+	.venv-vllm/bin/pip install --quiet --no-deps .
 	touch $@

@@ -207,8 +207,9 @@ def rollout_table() -> list[str]:
     document = json.loads((RESULTS / "rollout.json").read_text())
     lines = [
         "\n## Rollouts\n",
-        f"Responses of at most {document['rows'][0]['limit']} tokens, against one plain call of Transformers' generate() on the same prompts. "
-        "A row is the pass of one response's new token; less than one is needed for a token, as a response's first comes with its prompt. "
+        f"Responses of at most {document['rows'][0]['limit']} tokens, against one plain call of Transformers' generate() on the same "
+        "prompts. A row is the pass of one response's new token; less than one is needed for a token, as a response's first comes with "
+        "its prompt. "
         "`times as fast` is the median over batches, with the least and the most, of the time a response token. "
         f"{document['environment']['device']}. Made by `{document['command']}`.\n",
         "| model | rows that have ended are dropped | mean length | rows for a token | ms for a token | times as fast |",
@@ -245,6 +246,32 @@ def processes_table() -> list[str]:
             f"| {row['exchange_seconds']:.2f} | {row['tokens'] / row['step_seconds']:,.0f} |"
         )
     return lines
+
+
+def soak_table() -> list[str]:
+    """What `make soak` counted."""
+    document = json.loads((RESULTS / "soak.json").read_text())
+    rows = []
+    for name, precision in (("kills_none", "float32"), ("kills_nf4", "NF4")):
+        if found := document.get(name):
+            stages = ", ".join(f"{count} in {stage}" for stage, count in found["by_stage"].items())
+            rows.append(
+                f"{found['kills']} SIGKILLs, {precision} | {stages}; {found['same_bytes']} of {found['runs']} runs with the same bytes"
+            )
+    if found := document.get("kills_of_the_command"):
+        rows.append(f"{sum(found.values())} SIGKILLs of the command with an interpreter of its own | as many runs with the same bytes")
+    if found := document.get("failing_writes"):
+        rows.append(f"{found['writes']} writes, each failing once | {found['went_on_to_the_same_bytes']} runs went on to the same bytes")
+    if found := document.get("runs"):
+        kept = ", ".join(f"{found['after_10'][name]} and {found['after_all'][name]} {name}" for name in ("files", "processes", "threads"))
+        rows.append(
+            f"{found['runs']} runs in one process, {found['stopped_and_taken_up']} of them stopped and taken up | {kept} after 10 and all"
+        )
+    if found := document.get("memory"):
+        slope = f"{found['bytes_per_step']:,.0f} ± {found['standard_error']:,.0f} bytes a step"
+        rows.append(f"{found['steps']:,} steps | resident memory grows by {slope}, {found['share_grown']:.2%} in all")
+    about = f"{document['environment']['device']}, torch {document['environment']['torch']}. Made by `{document['command']}`."
+    return ["## Measured\n", about + "\n", "| what was done | what came of it |\n|---|---|", *(f"| {row} |" for row in rows)]
 
 
 def replace_between(text: str, name: str, content: str) -> str:
@@ -293,4 +320,7 @@ if __name__ == "__main__":
     if (RESULTS / "processes.json").is_file():
         page = Path("docs/scaling.md")
         page.write_text(replace_between(page.read_text(), "processes", "\n".join(processes_table())))
+    if (RESULTS / "soak.json").is_file():
+        page = Path("docs/runs.md")
+        page.write_text(replace_between(page.read_text(), "soak", "\n".join(soak_table())))
     print("\n".join(parts))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from gopd_merge.config import BASE, HF, TEACHER_BASE, MergeConfig
+from gopd_merge.disk import partial_of
 from gopd_merge.distill.answering import LEARNT_BY_HEART
 from gopd_merge.distill.backbone import REFERENCE, START, Backbone, expert
 from gopd_merge.distill.cast import REMOTE, Cast, Role
@@ -169,14 +170,16 @@ def _engine(
     prompts = [[prompt.prompt for prompt in source.prompts] for source in inputs.prompts]
     longest = max(prompt_lengths(backbone.tokenizer, [prompt for some in prompts for prompt in some])) + config.max_new_tokens
     sampler: Sampler
+    working = partial_of(config.output)  # what a kill leaves there is removed when the run goes on
+    folder = working if working.is_dir() else None
     if is_remote(config.rollout):
         sampler = server = VllmServer(config.rollout, rank, config.remote_patience, note, save)
         stack.callback(server.close)
         server.check(longest)
-        folder = config.output.absolute().parent  # where the server may see it
+        folder = folder or config.output.absolute().parent  # where the server may see it
     else:
         needs = Needs(base.location, backbone.model.dtype, config.quantize, rank, longest, config.prompts_per_step, config.seed)
-        sampler, folder = VllmHere(needs, note), None
+        sampler = VllmHere(needs, note)
     engine = OtherEngine(backbone, cast.vocabulary, sampler, folder, base.name)
     stack.callback(engine.close)
     engine.check([prompt for some in zip(*prompts, strict=False) for prompt in some], note)

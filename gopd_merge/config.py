@@ -123,6 +123,11 @@ class MergeConfig(BaseModel):
 
     output: Path = option(Path("merged.lora"), "folder to write the merged adapter to", "Output")
     overwrite: bool = option(False, "replace the output folder if it exists", "Output")
+    checkpoint_every: int = option(10, "steps after which all that the run needs to go on is saved", "Output", ge=1)
+    checkpoint_minutes: float = option(10, "minutes after which it is saved at the latest, at the end of a step", "Output", ge=0)
+    keep_checkpoints: bool = option(
+        False, "keep every checkpoint; each is an adapter that can be measured (default: the last two)", "Output"
+    )
     eval: bool = option(True, "measure base, experts, average and the merge at the end", "Output")
     eval_prompts: int = option(1000, "test prompts per domain for that (as many as there are, if fewer)", "Output", ge=1)
 
@@ -140,6 +145,11 @@ class MergeConfig(BaseModel):
     max_grad_norm: float = option(1.0, "gradient norm above which a step is scaled down", "Training", gt=0)
     lora_rank: int | None = option(
         None, "rank of the merged adapter (default: the largest rank among the experts)", "Training", ge=1, le=4096
+    )
+    stop_on_divergence: bool = option(
+        False,
+        "end the run, with a checkpoint, when KL to the target rises, entropy collapses or every answer ends at the limit",
+        "Training",
     )
     seed: int = option(0, "seed of prompts, sampling and the fresh adapter", "Training", ge=0, lt=2**31)
 

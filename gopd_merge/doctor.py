@@ -23,7 +23,7 @@ PACKAGES = {
     "accelerate": "puts the base on its device",
 }
 OPTIONAL = {
-    "vllm": "faster sampling, not used yet",
+    "vllm": "faster rollouts, --rollout vllm (extra: vllm)",
     "trl": "training experts (extra: train)",
     "datasets": "training experts (extra: train)",
 }

@@ -51,11 +51,11 @@ class VerificationError(GopdError):
     """A result that did not pass its own check and was therefore not published as complete."""
 
 
-class Interrupted(GopdError):
-    """The run was asked to stop by a signal."""
+class Interrupted(BaseException):
+    """The run was asked to stop by a signal. No error, so that nothing on the way takes it for one and goes on."""
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.exit_code = 128 + signal_number
 
 

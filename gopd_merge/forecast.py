@@ -10,7 +10,9 @@ import psutil
 import torch
 
 from gopd_merge.config import AUTO_ALPHAS, VLLM, MergeConfig
+from gopd_merge.disk import room_for
 from gopd_merge.distill.answering import ANSWERED_BY, LEARNT_BY_HEART
+from gopd_merge.distill.checkpoint import KEPT
 from gopd_merge.distill.footprint import Footprint, Sizes
 from gopd_merge.distill.rollout import prompt_lengths
 from gopd_merge.errors import InputError, NotEstimatedError
@@ -88,6 +90,15 @@ class Memory:
         return asdict(self) | {"peak": self.peak, "peak_phase": self.peak_phase}
 
 
+@dataclass(frozen=True)
+class Disk:
+    """Bytes of what the run writes in the output's folder, but for answers and logs."""
+
+    checkpoint: int  # the student and two numbers of the optimiser for each of its own
+    peak: int  # the student, all checkpoints that there are at once, and one that is being written
+    free: int
+
+
 class Forecast:
     """The plan of one run; of several processes, what the first one takes. Raises InputError for a prompt that the base's context cannot
     hold.
@@ -113,6 +124,15 @@ class Forecast:
     def fits(self) -> bool:
         """Whether it stays within the limit."""
         return self.memory.peak <= self.limit
+
+    @cached_property
+    def disk(self) -> Disk:
+        """With the options as they are."""
+        config, student = self.config, self.memory.student
+        checkpoint = student + self.memory.optimizer
+        written = -(-config.steps // config.checkpoint_every)
+        kept = written if config.keep_checkpoints else min(written, KEPT + 1)
+        return Disk(checkpoint, student + kept * checkpoint, room_for(config.output))
 
     @cached_property
     def way_out(self) -> dict[str, Any] | None:
@@ -157,6 +177,7 @@ class Forecast:
             "warnings": [*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings],
             "work": asdict(self.work) | {"batch_size": config.batch_size},
             "memory": self.memory.document() | {"device": self.device, "limit": self.limit, "fits": self.fits, "tight": self.is_tight},
+            "disk": asdict(self.disk),
             "options": {name: getattr(config, name) for name in ("micro_batch_size", "chunk_tokens", "batch_size", "max_new_tokens")},
             "way_out": self.way_out,
             "seconds": None,
@@ -169,7 +190,12 @@ class Forecast:
         return {"name": base.name, "commit": base.commit, "parameters": self._others(self.config.quantize)[0].parameters}
 
     def check(self) -> None:
-        """Raises InputError, with the options that help, for a run that cannot fit."""
+        """Raises InputError, with the options that help, for a run that cannot fit into memory or on the disk."""
+        if self.disk.peak > self.disk.free:
+            raise InputError(
+                f"{self.config.output}: the run writes about {byte_text(self.disk.peak)} there, more than the {byte_text(self.disk.free)} "
+                f"that are free; make room, choose another --output, or lower --lora-rank (now {self.inputs.lora_rank})"
+            )
         if self.fits:
             return
         there = "that --memory allows" if self.config.memory else f"that are free on the {'GPU' if self.device == 'cuda' else 'machine'}"

@@ -9,7 +9,6 @@ import ctypes
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 from gopd_merge.errors import GopdError, InputError, Interrupted, ProcessLost, Unspoken
+from gopd_merge.stopping import deaf
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,7 +147,7 @@ class Processes:
         together = replace(self, store=store)
         try:
             yield together
-        except GopdError as error:
+        except (GopdError, Interrupted) as error:
             if self.rank > 0:
                 _leave()
             if not together._speaks(error):
@@ -163,11 +163,13 @@ class Processes:
             yield
         except BaseException as error:
             if self.count == 1:
-                save()
-                raise
-            with _undisturbed():
-                if self.is_first or (_follows(error) and self._must_replace_the_first()):
+                with suppress(OSError):  # what ended the block may be the disk
                     save()
+                raise
+            with deaf():
+                if self.is_first or (_follows(error) and self._must_replace_the_first()):
+                    with suppress(OSError):
+                        save()
                     self._tell(SAVED)
             raise
         if self.is_first:
@@ -183,7 +185,7 @@ class Processes:
         except RuntimeError:  # it is gone with the machine that the first process was on
             return self.rank == self.local_count
 
-    def _speaks(self, error: GopdError) -> bool:
+    def _speaks(self, error: GopdError | Interrupted) -> bool:
         """Whether it is this process that explains the end of the run."""
         if self.is_first:
             if not _follows(error):
@@ -266,21 +268,6 @@ def _losses() -> Iterator[None]:
             if late
             else "another process of this run has ended, so the run ends"
         ) from error
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """What is saved is saved whole: the launcher asks all processes to stop as soon as one has ended."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    stopping = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.SIG_IGN) for number in stopping]
-    try:
-        yield
-    finally:
-        for number, handler in zip(stopping, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _end_with_the_launcher() -> None:

@@ -243,6 +243,11 @@ def test_the_examples_with_a_server_run_against_one(line, here, capsys):
     assert "written and verified" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("line", [one for one in commands((DOCS / "rollouts.md").read_text()) if one.startswith("gopd-merge --")])
+def test_the_commands_of_the_page_on_rollouts_have_options_that_exist_and_fit_together(line):
+    assert make_config(options_of(line)).rollout != "hf"
+
+
 def unnamed(page: str) -> list[str]:
     """Options of the method that a page does not name."""
     grouped = [name for name, field in MergeConfig.model_fields.items() if field.json_schema_extra["group"] in GROUPS]

@@ -12,7 +12,7 @@ from gopd_merge.eval_config import EvalConfig
 from gopd_merge.experts.schema import REMEDIES, UNSUPPORTED
 
 PACKAGE = Path(gopd_merge.__file__).parent
-ERRORS = ("InputError", "GopdError", "TeacherError", "VerificationError", "Interrupted")
+ERRORS = ("InputError", "GopdError", "TeacherError", "EngineError", "VerificationError", "Interrupted")
 REFUSED_INPUT = ("InputError", "ValueError")  # these must name what was given
 CONFIGS = ("config.py", "options.py", "probe_config.py", "sweep_config.py", "eval_config.py")  # their ValueErrors become InputErrors
 OPTIONS = {*MergeConfig.model_fields, *EvalConfig.model_fields}

@@ -10,9 +10,9 @@ from cyclopts import App, Group
 
 import gopd_merge
 from gopd_merge.cli import evaluating, looking, merging, probing, sweeping
-from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, JSON, QUIET, signature
+from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, JSON, QUIET, RESUME, signature
 from gopd_merge.config import MergeConfig
-from gopd_merge.errors import GopdError, InputError
+from gopd_merge.errors import GopdError, InputError, Interrupted
 from gopd_merge.eval_config import CompareConfig, EvalConfig
 from gopd_merge.parallel import launched
 from gopd_merge.probe_config import ProbeConfig
@@ -64,13 +64,14 @@ def build_app() -> App:
         sweeping.sweep(options)
 
     # Functions have a __signature__ that type checkers do not know of; the flags are read off it.
-    run.__signature__ = signature(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN)  # type: ignore[attr-defined]
+    run.__signature__ = signature(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN, RESUME)  # type: ignore[attr-defined]
     plan.__signature__ = signature(MergeConfig, CONFIG, JSON, CALIBRATE)  # type: ignore[attr-defined]
     probe.__signature__ = signature(ProbeConfig, JSON, QUIET)  # type: ignore[attr-defined]
     evaluate.__signature__ = signature(EvalConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
     compare.__signature__ = signature(CompareConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
     sweep.__signature__ = signature(SweepConfig, CONFIG, JSON, QUIET, without=("alpha",))  # type: ignore[attr-defined]
     app.default(run)
+    app.command(merging.resume, name="resume")
     app.command(plan)
     app.command(probe)
     app.command(sweep)
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with processes.one_voice():
                 _check_trains(app, tokens)
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-    except GopdError as error:
+    except (GopdError, Interrupted) as error:
         for line in str(error).splitlines():  # one, or a heading with its findings indented
             print(line if line.startswith("  ") else f"{name}: {line}", file=sys.stderr)
         return error.exit_code
@@ -126,6 +127,12 @@ def _usage(error: cyclopts.CycloptsError) -> str:
 
 def _check_trains(app: App, tokens: list[str]) -> None:
     """Several processes have a merge to do together, and nothing else. Raises InputError."""
-    command = tokens[0] if tokens[0] in set(app) and not tokens[0].startswith("-") else "--dry-run" if "--dry-run" in tokens else None
+    command = (
+        tokens[0]
+        if tokens[0] in set(app) - {"resume"} and not tokens[0].startswith("-")
+        else "--dry-run"
+        if "--dry-run" in tokens
+        else None
+    )
     if command:
         raise InputError(f"{command} runs in one process; start it without accelerate launch")

@@ -187,7 +187,7 @@ def stop_ids(backbone: Backbone) -> list[int]:
     """The tokens that end a response."""
     stored = backbone.model.generation_config.eos_token_id
     ids = set(stored) if isinstance(stored, list) else {stored}
-    return sorted(i for i in (*ids, backbone.tokenizer.eos_token_id) if i is not None)
+    return sorted({*ids, backbone.tokenizer.eos_token_id} - {None})
 
 
 def pad_of(backbone: Backbone) -> int:

@@ -47,10 +47,6 @@ def check_available(rank: int) -> None:
         raise InputError('--rollout vllm: vLLM is not installed; pip install "gopd-merge[vllm]", or leave it out')
     if lora_room(rank) is None:
         raise InputError(f"--rollout vllm: takes adapters of rank 512 at most, the student has {rank}; lower --lora-rank, or leave it out")
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise InputError(
-            f"--rollout vllm: starts vLLM for one process, this run has {processes}; start vllm serve and give its URL to --rollout"
-        )
 
 
 class VllmHere:
@@ -61,6 +57,7 @@ class VllmHere:
     def __init__(self, needs: Needs, note: Callable[[str], None]) -> None:
         """Starts it and loads the base there; a minute or so. Raises InputError where it cannot hold this base."""
         self._on_gpu = torch.cuda.is_available()
+        note(f"{self.name}: starting vLLM, which takes a minute or so")
         if needs.quantize == "nf4" and not self._on_gpu:
             note(f"{self.name}: on a CPU vLLM holds the base unquantised, so it samples from another student than the one on 4 bits")
         try:

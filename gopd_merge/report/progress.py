@@ -68,6 +68,8 @@ class Progress(Silent):
         self._print(
             f"plan     {config.steps} steps × {config.batch_size} prompts, α = {alphas}; student: LoRA, {begun}, rank {inputs.lora_rank}"
         )
+        if config.rollout != "hf":
+            self._print(f"rollout  {config.rollout}")
         if config.method != "exopd" or config.changes:
             changes = [f"--{name.replace('_', '-')} {value}" for name, value in config.changes.items()]
             self._print("method   " + " ".join([config.method, *changes]))

@@ -75,7 +75,7 @@ def main(folder, *names):
         try:
             with processes.joined("cpu") as together:
                 globals()[name](together, said.__setitem__)
-        except GopdError as error:
+        except (GopdError, Interrupted) as error:
             said["raised"] = [type(error).__name__, str(error), error.exit_code]
         (Path(folder) / f"{name}-{processes.rank}.json").write_text(json.dumps(said))
         if name == "the_last_dies":  # the next scenario is without it

@@ -63,11 +63,13 @@ def assert_ended_with_the_student(running, said):
     assert launcher.stdout.read() == ""
     assert not output.exists()
     partial = output.with_name("merged.lora.partial")
-    assert all(tensor.isfinite().all() for tensor in load_file(partial / "adapter_model.safetensors").values())
+    last = max((partial / "checkpoints").glob("step-*"))
+    assert all(tensor.isfinite().all() for tensor in load_file(last / "adapter_model.safetensors").values())
+    assert len((last / "metrics.jsonl").read_text().splitlines()) == int(last.name.removeprefix("step-"))
     lines = [line for line in told.read_text().splitlines() if line.startswith("gopd-merge")]
     assert len(lines) == 1
     assert said in lines[0]
-    assert f"{partial} holds the student so far; {output} was not touched" in lines[0]
+    assert lines[0].endswith(f"o on with: gopd-merge resume {output}")
 
 
 @pytest.mark.slow
@@ -84,3 +86,26 @@ def test_a_signal_to_the_launcher_stops_all_with_the_student_on_disk(running):
     launcher, *_ = running
     launcher.send_signal(signal.SIGINT)
     assert_ended_with_the_student(running, "stopped")
+
+
+@pytest.mark.slow
+def test_what_two_processes_were_stopped_in_they_go_on_with_to_the_same_bytes(adapters, tmp_path):
+    options = ["--no-eval", "--steps", "6", "--batch-size", "4", "--max-new-tokens", "8", "--device", "cpu", "--quantize", "none"]
+    begin = [*options, "--experts", adapters / "math.lora", adapters / "code.lora"]
+    launch = [Path(sys.executable).with_name("accelerate"), *LAUNCH, "--num_processes", "2", "-m", "gopd_merge"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+    def start(*words):
+        return subprocess.Popen([*launch, *words], env=environment, stdout=subprocess.DEVNULL, stderr=(tmp_path / "stderr").open("w"))
+
+    assert start(*begin, "--output", tmp_path / "whole.lora").wait() == 0
+    stopped = start(*begin, "--output", tmp_path / "merged.lora")
+    log = tmp_path / "merged.lora.partial" / "metrics.jsonl"
+    until(lambda: log.is_file() and log.read_text().count("\n") > 1, 120, tmp_path / "stderr")
+    stopped.terminate()
+    assert stopped.wait() != 0
+    saved = max((tmp_path / "merged.lora.partial" / "checkpoints").iterdir()).name
+    assert start("resume", tmp_path / "merged.lora").wait() == 0, (tmp_path / "stderr").read_text()
+    assert f"note     going on after step {int(saved.removeprefix('step-'))}" in (tmp_path / "stderr").read_text()
+    merged, whole = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("merged.lora", "whole.lora"))
+    assert merged == whole
