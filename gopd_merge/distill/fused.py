@@ -14,7 +14,7 @@ from torch import Tensor
 from gopd_merge.distill.objective import OfLogits, hidden_distance
 
 CACHED_BLOCK = 4 << 20  # bytes of logits that are worked on at once on a CPU
-LARGE_BLOCK = 64 << 20  # on other devices, which need more at once to be busy
+LARGE_BLOCK = 32 << 20  # on other devices, which need more at once to be busy
 
 
 @dataclass(frozen=True)
