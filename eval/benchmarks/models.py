@@ -1,4 +1,4 @@
-"""The models that are measured: the shapes of two published ones with random weights, an expert, a student, and a tokenizer of as many words.
+"""The models that are measured: the shapes of two published ones with random weights, an expert, a student, and a tokenizer.
 
 Speed and memory do not depend on what the weights are. A word of the tokenizer is a token, so a prompt has the length that it is given.
 """

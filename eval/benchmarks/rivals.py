@@ -306,7 +306,7 @@ class Dense:
         self.teacher, self.reference = load_merged(folder), load_model(folder)
 
     def step(self, recorded: Recorded, **options: Any) -> Seconds:
-        return self._taken(lambda: recorded.padded(), **options)
+        return self._taken(recorded.padded, **options)
 
     def whole(self, questions: Questions, **options: Any) -> Seconds:
         with planned(self.student.get_base_model(), questions):

@@ -13,6 +13,7 @@ A row of JSON is kept in eval/work for all that is finished, and the same comman
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from models import SHAPES, make_model
 from parity import check_parity
 from recorded import FILLS
-from models import SHAPES, make_model
 from summary import summary
 
 from gopd_merge.artefacts import environment
@@ -244,6 +245,7 @@ def measured_commit() -> str:
 
 
 def main(options: argparse.Namespace) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the contenders are ended
     WORK.mkdir(parents=True, exist_ok=True)
     rows = Rows(WORK / "rows.jsonl", measured_commit())
     if not measure(options, rows, time.monotonic() + 60 * options.minutes):

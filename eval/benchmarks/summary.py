@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from recorded import FILLS, make_questions
 from models import RANK, SHAPES, TARGETS, Shape
+from recorded import FILLS, make_questions
 
 Row = dict[str, Any]
 BOTH, ROLLOUT, WHOLE = "scoring and update", "rollout", "whole step"

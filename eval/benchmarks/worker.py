@@ -3,7 +3,7 @@
     python eval/benchmarks/worker.py CONTENDER FOLDER
 
 A command is {"do": "step" | "whole" | "gradient" | "record" | "peak", ...}; `side_by_side.py` gives them. Between two commands the
-process sleeps. Memory is resident memory, which includes what the allocator does not give back.
+process sleeps; where there is none any more it ends. Memory is resident memory, which includes what the allocator does not give back.
 """
 
 import argparse
@@ -16,13 +16,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from models import SHAPES
 from recorded import Recorded, make_questions
 from rivals import CONTENDERS
-from models import SHAPES
 
 MATRIX = 4096  # rows of the square matrices that the machine's peak is measured with
 
@@ -84,7 +85,7 @@ def main(name: str, folder: Path, shape: str) -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     started = time.perf_counter()
     before = forget_peak()
-    contender = CONTENDERS[name](folder)
+    contender: Any = CONTENDERS[name](folder)
     loaded = forget_peak()
     ready = {"weight_bytes": weight_bytes(contender), "resident_bytes": loaded.now - before.now, "seconds": time.perf_counter() - started}
 
@@ -100,23 +101,22 @@ def main(name: str, folder: Path, shape: str) -> None:
     say(ready)
     for line in sys.stdin:
         command = json.loads(line)
-        options = command.get("options", {})
-        questions = make_questions(SHAPES[shape], command.get("fill", "full"))
-        if command["do"] == "step":
-            recorded = Recorded.load(Path(command["recorded"])).repeated(command.get("times", 1))
-            say(measured(lambda: contender.step(recorded, **options)))
-        elif command["do"] == "whole":
-            torch.manual_seed(0)
-            say(measured(lambda: contender.whole(questions, **options)))
-        elif command["do"] == "gradient":
-            loss, gradient = contender.gradient(Recorded.load(Path(command["recorded"])), **options)
-            torch.save(gradient, command["to"])
-            say({"loss": loss})
-        elif command["do"] == "record":
-            contender.record(questions).save(Path(command["to"]))
-            say({})
-        elif command["do"] == "peak":
-            say({"flops": matrix_peak()})
+        match command["do"]:
+            case "step":
+                given: Any = Recorded.load(Path(command["recorded"])).repeated(command.get("times", 1))
+                say(measured(partial(contender.step, given, **command["options"])))
+            case "whole":
+                torch.manual_seed(0)
+                say(measured(partial(contender.whole, make_questions(SHAPES[shape], command["fill"]), **command["options"])))
+            case "gradient":
+                loss, gradient = contender.gradient(Recorded.load(Path(command["recorded"])), **command["options"])
+                torch.save(gradient, command["to"])
+                say({"loss": loss})
+            case "record":
+                contender.record(make_questions(SHAPES[shape], command["fill"])).save(Path(command["to"]))
+                say({})
+            case "peak":
+                say({"flops": matrix_peak()})
 
 
 if __name__ == "__main__":
