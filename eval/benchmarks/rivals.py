@@ -33,7 +33,7 @@ from gopd_merge.experts.base import Base, load_base
 from gopd_merge.experts.intake import read_experts
 
 RATE, MAX_NORM = 1e-12, 1.0
-DOMAIN = "asked"
+CHUNK = 128  # tokens that ours projects at once
 Gradient = dict[str, Tensor]
 Seconds = dict[str, float]
 
@@ -61,13 +61,17 @@ def named(parameters: Any) -> Gradient:
 
 
 class Ours:
-    """gopd_merge: one base, `score`, `accumulate_gradient`, `optimizer_step`."""
+    """gopd_merge: one base, `score`, `accumulate_gradient`, `optimizer_step`. Prompts are dealt out to the experts, all of them alike."""
 
-    def __init__(self, folder: Path, quantize: str = "none") -> None:
+    def __init__(self, folder: Path, quantize: str = "none", experts: int = 1) -> None:
         base = Base(str(folder / "base"), str(folder / "base"))
-        self.backbone = Backbone(*load_base(base, quantize, "cpu"), read_experts({DOMAIN: str(folder / "expert.lora")}))
+        self.domains = tuple(f"domain{number}" for number in range(experts))
+        self.backbone = Backbone(*load_base(base, quantize, "cpu"), read_experts(dict.fromkeys(self.domains, str(folder / "expert.lora"))))
         self.backbone.load_adapter(folder / "student.lora", STUDENT)
-        self.cast = plain_cast(self.backbone, [DOMAIN])
+        self.cast = plain_cast(self.backbone, self.domains)
+
+    def _domains(self, count: int) -> tuple[str, ...]:
+        return tuple(self.domains[row % len(self.domains)] for row in range(count))
 
     def step(self, recorded: Recorded, **options: Any) -> Seconds:
         return self._taken(lambda: self._rollout(recorded), **options)
@@ -77,7 +81,7 @@ class Ours:
             return self._taken(lambda: self.answer(questions), **options)
 
     def answer(self, questions: Questions) -> Rollout:
-        return generate(self.backbone, STUDENT, questions.texts, [DOMAIN] * len(questions.prompts), questions.limit)
+        return generate(self.backbone, STUDENT, questions.texts, self._domains(len(questions.prompts)), questions.limit)
 
     def record(self, questions: Questions) -> Recorded:
         """What the student answers."""
@@ -97,7 +101,7 @@ class Ours:
     def _rollout(self, recorded: Recorded) -> Rollout:
         ids, attention_mask, response_mask = recorded.padded()
         count, limit = len(ids), recorded.questions.limit
-        return Rollout(ids, attention_mask, response_mask, response_mask.sum(1) == limit, (DOMAIN,) * count)
+        return Rollout(ids, attention_mask, response_mask, response_mask.sum(1) == limit, self._domains(count))
 
     def _taken(self, answer: Callable[[], Rollout], **options: Any) -> Seconds:
         parameters = self.backbone.student_parameters()
@@ -109,8 +113,8 @@ class Ours:
         optimizer_step(parameters, optimizer, MAX_NORM)
         return {"rollout": answered - started, "scoring and update": time.perf_counter() - answered}
 
-    def _accumulate(self, rollout: Rollout, alpha: float, micro_batch: int, chunk: int = 256) -> Tensor:
-        target = score(self.cast, rollout, Scale({DOMAIN: alpha}), micro_batch, chunk)
+    def _accumulate(self, rollout: Rollout, alpha: float, micro_batch: int, chunk: int = CHUNK) -> Tensor:
+        target = score(self.cast, rollout, Scale(dict.fromkeys(self.domains, alpha)), micro_batch, chunk)
         return accumulate_gradient(self.cast, rollout, target, "full", micro_batch, chunk).kl
 
 
@@ -368,4 +372,5 @@ def load_merged(folder: Path) -> Any:
 
 
 CONTENDERS: dict[str, Callable[[Path], Contender]] = {"ours": Ours, "A": Trl, "A′": TrlOneBase, "B": Dense}
+CONTENDERS |= {f"ours, {count} experts": partial(Ours, experts=count) for count in (2, 8)}
 CONTENDERS |= {"ours, NF4": partial(Ours, quantize="nf4"), "A′, NF4": partial(TrlOneBase, quantize="nf4")}

@@ -6,7 +6,8 @@
 Who is who stands in rivals.py. Each contender has a process of its own with all its models loaded; they take turns, one step each, in
 an order that turns round every time, and sleep meanwhile. First all of them must find the same loss and gradient, or nothing is timed.
 Works: `tuning` finds each contender's fastest micro-batch, with which it is then measured; `scoring` is scoring and update on
-recorded responses; `whole` adds the rollout; `growth` has one and four times the tokens; `thrift` is with the activations computed again.
+recorded responses; `whole` adds the rollout; `growth` has one and four times the tokens; `thrift` is with activations computed
+again; `experts` are whole steps with two and with eight experts.
 A row of JSON is kept in eval/work for all that is finished, and the same command goes on. Writes eval/results/side_by_side.json.
 """
 
@@ -33,8 +34,8 @@ from gopd_merge.artefacts import environment
 
 WORK = Path("eval/work/side_by_side")
 MODELS = ("smollm2-135m", "qwen2.5-0.5b")
-WORKS = ("tuning", "scoring", "whole", "growth", "thrift")
-MICRO_BATCHES = (2, 4, 8)
+WORKS = ("tuning", "scoring", "whole", "growth", "thrift", "experts")
+MICRO_BATCHES = (1, 2, 4)
 ALPHA = 1.5
 
 
@@ -54,7 +55,9 @@ ENTRIES = {
     "A′, compacted": Entry("A′", {"alpha": ALPHA, "compact": True}),
     "B": Entry("B", {"alpha": ALPHA}),
 }
-WHOLE = ("ours, λ = 1", "A, λ = 1", "ours", "A′", "B")  # the rollout of A′ does not depend on its loss
+WHOLE = ("ours, λ = 1", "A, λ = 1", "ours", "A′")  # the rollout does not depend on the loss
+TUNED = {"A′, compacted": "A′", "B": "A′", "ours, 2 experts": "ours", "ours, 8 experts": "ours"}  # whose micro-batch they have
+EXPERTS = {f"ours, {count} experts": Entry(f"ours, {count} experts", {"alpha": ALPHA}) for count in (2, 8)}
 NF4 = {
     "ours": Entry("ours, NF4", {"alpha": ALPHA}),
     "A′": Entry("A′, NF4", {"alpha": ALPHA}),
@@ -151,7 +154,7 @@ class Match:
 
     def micro_batch(self, label: str) -> int:
         """The fastest of those that were tried."""
-        tried = self.rows.find(model=self.model, work="tuning", label=label)
+        tried = self.rows.find(model=self.model, work="tuning", label=TUNED.get(label, label))
         if not tried:
             raise SystemExit(f"{label}: no micro-batch was chosen yet; run --work tuning first")
         return int(min(tried, key=lambda row: row["seconds"])["micro_batch"])
@@ -166,7 +169,7 @@ class Match:
         return self.workers[entry.process].ask(do, options=options, **command)
 
     def tune(self, fill: str, deadline: float) -> bool:
-        for label in self.entries:
+        for label in [label for label in self.entries if label not in TUNED]:
             for micro_batch in MICRO_BATCHES:
                 key = {"model": self.model, "work": "tuning", "label": label, "micro_batch": micro_batch}
                 if micro_batch <= SHAPES[self.shape].prompts and not self.rows.find(**key):
@@ -181,7 +184,7 @@ class Match:
         key = {"model": self.model, "work": work, "fill": fill, "repetition": repetition}
         if self.rows.find(**key):
             return
-        labels = [label for label in self.entries if work == "scoring" or label in WHOLE]
+        labels = [label for label in self.entries if work != "whole" or label in WHOLE]
         labels = labels if repetition % 2 == 0 else labels[::-1]
         ours = next(worker for name, worker in self.workers.items() if name.startswith("ours"))
         peak = ours.ask("peak")["flops"]
@@ -189,53 +192,83 @@ class Match:
         micro_batches = {label: self.micro_batch(label) for label in labels}
         self.rows.add(**key, matrix_flops=peak, micro_batches=micro_batches, entries=found)
 
-    def grow(self, labels: list[str]) -> None:
-        """One and four times the tokens, at the same micro-batch."""
+    def grow(self, labels: list[str], deadline: float) -> bool:
+        """One and four times the tokens, at the same micro-batch. Whether all is there."""
         for label in labels:
             for times in (1, 4):
                 key = {"model": self.model, "work": "growth", "label": label, "times": times}
                 if not self.rows.find(**key):
+                    if time.monotonic() > deadline:
+                        return False
                     self.rows.add(**key, **self.ask(label, "step", fill="full", times=times))
+        return True
 
-    def save_memory(self, labels: list[str]) -> None:
-        """The least memory: a row of the batch at a time, and activations computed again."""
+    def save_memory(self, labels: list[str], deadline: float) -> bool:
+        """The least memory: a row of the batch at a time, and activations computed again. Whether all is there."""
         for label in labels:
             key = {"model": self.model, "work": "thrift", "label": label, "micro_batch": 1}
             if not self.rows.find(**key):
+                if time.monotonic() > deadline:
+                    return False
                 self.rows.add(**key, **self.ask(label, "step", 1, {"checkpointing": True}, fill="full"))
+        return True
 
 
 def measure(options: argparse.Namespace, rows: Rows, deadline: float) -> bool:
     """Everything that is asked for and not yet there, until the deadline. Whether all is there."""
     for shape in options.model:
-        entries = {label: e for label, e in (NF4 if options.nf4 else ENTRIES).items() if label in (options.contenders or ENTRIES)}
-        model = f"{shape}, NF4" if options.nf4 else shape
-        turns = [(w, f, r) for r in range(options.repetitions) for w in options.work if w in ("scoring", "whole") for f in options.fill]
-        pending = [t for t in turns if not rows.find(model=model, work=t[0], fill=t[1], repetition=t[2])]
-        others = [work for work in options.work if work not in ("scoring", "whole")]
-        if not pending and not others:
-            continue
         make_model(SHAPES[shape], WORK / shape)
-        with started({entry.process for entry in entries.values()}, WORK / shape, shape) as workers:
-            match = Match(model, shape, entries, workers, rows)
-            for process, worker in workers.items():
-                if not rows.find(model=model, work="load", process=process):
-                    rows.add(model=model, work="load", process=process, **worker.loaded)
-            for number, fill in enumerate(options.fill):
-                if number == 0 or not rows.find(model=model, work="parity", fill=fill):
-                    match.check(fill)  # warms up, too
-            if "tuning" in others and not match.tune("ragged", deadline):
+        if "experts" in options.work and shape == MODELS[0]:
+            turns = [("experts", "ragged", repetition) for repetition in range(options.repetitions)]
+            if not take_turns(shape, shape, EXPERTS, turns, rows, deadline):
                 return False
-            for turn in pending:
-                if time.monotonic() > deadline:
-                    return False
-                match.turn(*turn)
-            at_one = [label for label in ("ours, λ = 1", "A, λ = 1") if label in entries]
-            if "growth" in others:
-                match.grow(at_one)
-            if "thrift" in others:
-                match.save_memory(at_one)
+        entries = {label: e for label, e in (NF4 if options.nf4 else ENTRIES).items() if label in (options.contenders or ENTRIES)}
+        if not measure_contenders(f"{shape}, NF4" if options.nf4 else shape, shape, entries, options, rows, deadline):
+            return False
     return True
+
+
+def take_turns(model: str, shape: str, entries: dict[str, Entry], turns: list[tuple[str, str, int]], rows: Rows, deadline: float) -> bool:
+    """Turns of contenders that need no comparison, after one to warm up."""
+    turns = [turn for turn in turns if not rows.find(model=model, work=turn[0], fill=turn[1], repetition=turn[2])]
+    if not turns:
+        return True
+    with started({entry.process for entry in entries.values()}, WORK / shape, shape) as workers:
+        match = Match(model, shape, entries, workers, rows)
+        for label in entries:
+            match.ask(label, "step", fill="ragged")
+        for turn in turns:
+            if time.monotonic() > deadline:
+                return False
+            match.turn(*turn)
+    return True
+
+
+def measure_contenders(model: str, shape: str, entries: dict[str, Entry], options: argparse.Namespace, rows: Rows, deadline: float) -> bool:
+    """All works of contenders that are compared. Whether all is there."""
+    turns = [(w, f, r) for r in range(options.repetitions) for w in options.work if w in ("scoring", "whole") for f in options.fill]
+    turns = [turn for turn in turns if not rows.find(model=model, work=turn[0], fill=turn[1], repetition=turn[2])]
+    others = {work for work in options.work if work in ("tuning", "growth", "thrift")}
+    if not turns and not others:
+        return True
+    at_one = [label for label in ("ours, λ = 1", "A, λ = 1") if label in entries]
+    with started({entry.process for entry in entries.values()}, WORK / shape, shape) as workers:
+        match = Match(model, shape, entries, workers, rows)
+        for process, worker in workers.items():
+            if not rows.find(model=model, work="load", process=process):
+                rows.add(model=model, work="load", process=process, **worker.loaded)
+        for number, fill in enumerate(options.fill):
+            if number == 0 or not rows.find(model=model, work="parity", fill=fill):
+                match.check(fill)  # warms up, too
+        if "tuning" in others and not match.tune("ragged", deadline):
+            return False
+        for turn in turns:
+            if time.monotonic() > deadline:
+                return False
+            match.turn(*turn)
+        if "growth" in others and not match.grow(at_one, deadline):
+            return False
+        return "thrift" not in others or match.save_memory(at_one, deadline)
 
 
 def measured_commit() -> str:

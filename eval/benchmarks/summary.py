@@ -8,16 +8,17 @@ from models import RANK, SHAPES, TARGETS, Shape
 from recorded import FILLS, make_questions
 
 Row = dict[str, Any]
+TIMED = ("scoring", "whole", "experts")
 BOTH, ROLLOUT, WHOLE = "scoring and update", "rollout", "whole step"
-RATIOS = (("ours, λ = 1", "A, λ = 1"), ("ours", "A′"), ("ours", "A′, compacted"), ("ours", "B"))
+RATIOS = (("ours, λ = 1", "A, λ = 1"), ("ours", "A′"), ("ours", "A′, compacted"), ("ours", "B"), ("ours, 2 experts", "ours, 8 experts"))
 ROLES = {"ours, λ = 1": 1, "ours": 2}  # that are scored for one response: the expert; it and the reference
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """The document, less what says where it comes from."""
     models = list(dict.fromkeys(row["model"] for row in rows))
-    timed = [row for row in rows if row["work"] in ("scoring", "whole")]
-    lines = [line for model in models for work in ("scoring", "whole") for fill in FILLS for line in _lines(model, work, fill, timed)]
+    timed = [row for row in rows if row["work"] in TIMED]
+    lines = [line for model in models for work in TIMED for fill in FILLS for line in _lines(model, work, fill, timed)]
     document: dict[str, Any] = {
         "sizes": {name: sizes(SHAPES[name]) for name in dict.fromkeys(shape_of(model) for model in models)},
         "adapter": {"rank": RANK, "targets": list(TARGETS)},
@@ -25,9 +26,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "parity": [_without(row, "work") for row in rows if row["work"] == "parity"],
         "tuning": [_without(row, "work") for row in rows if row["work"] == "tuning"],
         "rows": lines,
-        "ratios": [
-            ratio for model in models for work in ("scoring", "whole") for fill in FILLS for ratio in _ratios(model, work, fill, timed)
-        ],
+        "ratios": [ratio for model in models for work in TIMED for fill in FILLS for ratio in _ratios(model, work, fill, timed)],
         "shares": [share for model in models for fill in FILLS for share in _shares(model, fill, timed)],
         "growth": [_without(row, "work") for row in rows if row["work"] == "growth"],
         "thrift": [_without(row, "work") for row in rows if row["work"] == "thrift"],
@@ -91,7 +90,7 @@ def _lines(model: str, work: str, fill: str, rows: Sequence[Row]) -> list[Row]:
 
 
 def _phases(work: str) -> tuple[str, ...]:
-    return (ROLLOUT, BOTH, WHOLE) if work == "whole" else (BOTH,)
+    return (BOTH,) if work == "scoring" else (ROLLOUT, BOTH, WHOLE)
 
 
 def _ratios(model: str, work: str, fill: str, rows: Sequence[Row]) -> list[Row]:
@@ -132,6 +131,8 @@ def bars(document: dict[str, Any]) -> list[Row]:
             found.append(_bar(f"scoring and update, times as fast as {ratio['rival']}", name, ratio["ratio"], at_least=wanted))
         if ratio["phase"] == WHOLE and ratio["rival"].startswith("A,"):
             found.append(_bar("whole step, times as fast as A", name, ratio["ratio"], at_least=1.0))
+        if ratio["phase"] == WHOLE and ratio["work"] == "experts":
+            found.append(_bar("whole step with eight experts, times that with two", name, ratio["ratio"], at_most=1.15))
     peaks = {(r["model"], r["work"], r["fill"], r["contender"]): r["peak_bytes"] for r in document["rows"]}
     for (model, work, fill, contender), peak in peaks.items():
         if contender == "ours, λ = 1" and (theirs := peaks.get((model, work, fill, "A, λ = 1"))):
