@@ -21,11 +21,12 @@ EXPLAINED = (
 )
 
 
-def side_by_side_tables() -> list[str]:
-    """Everything that was measured, bars first."""
+def side_by_side_tables(picture: str = f"../{PICTURE}") -> list[str]:
+    """Everything that was measured, bars first; `picture` is where it is from the page."""
     document = json.loads((RESULTS / "side_by_side.json").read_text())
     return [
         *what(document),
+        f"\n![Seconds of an optimiser step of each contender]({picture})",
         *bar_table(document),
         *speed_table(document),
         *ratio_table(document),

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from method_tables import TABLES
-from speed_tables import side_by_side_tables, write_picture
+from speed_tables import PICTURE, side_by_side_tables, write_picture
 
 from gopd_merge.report.document import read_document
 from gopd_merge.report.tables import score_table
@@ -247,7 +247,7 @@ if __name__ == "__main__":
         page = replace_between(page, f"results {name}", "\n".join(table()).strip())
     Path("docs/method.md").write_text(page)
     if (RESULTS / "side_by_side.json").is_file():
-        speed = replace_between(Path("docs/speed.md").read_text(), "side by side", "\n".join(side_by_side_tables()).strip())
+        speed = replace_between(Path("docs/speed.md").read_text(), "side by side", "\n".join(side_by_side_tables(PICTURE.name)).strip())
         Path("docs/speed.md").write_text(speed)
         write_picture()
     print("\n".join(parts))

@@ -85,7 +85,7 @@ SHAPES = {
     for shape in (
         Shape("smollm2-135m", LlamaConfig, 576, 30, 9, 3, 1536, 49_152, prompts=8, prompt_tokens=16, response_tokens=64),
         Shape("qwen2.5-0.5b", Qwen2Config, 896, 24, 14, 2, 4864, 151_936, prompts=4, prompt_tokens=16, response_tokens=64),
-        Shape("tiny", LlamaConfig, 64, 2, 4, 2, 128, 512, prompts=6, prompt_tokens=8, response_tokens=12),  # for the tests
+        Shape("tiny", LlamaConfig, 64, 2, 4, 2, 128, 512, prompts=8, prompt_tokens=8, response_tokens=12),  # for the tests
     )
 }
 

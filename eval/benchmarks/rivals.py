@@ -165,6 +165,7 @@ class Trl:
 
     def _make(self, kind: Any, questions: Questions, micro_batch: int, checkpointing: bool, max_grad_norm: float) -> Any:
         count = len(questions.prompts)
+        assert count % micro_batch == 0, "trl would leave prompts out"
         args = trl.DistillationConfig(
             output_dir=mkdtemp(),
             max_steps=1,
