@@ -41,6 +41,8 @@ measure: install  ## the tables of eval/README.md on the embedded default (about
 measure-method: install  ## the tables of docs/method.md (half a day; it can be stopped and given again)
 	$(BIN)/python eval/methods.py
 	$(BIN)/python eval/methods.py --summary
+	$(BIN)/python eval/horizon.py
+	$(BIN)/python eval/horizon.py --summary
 	$(BIN)/python eval/probe_prediction.py
 	$(BIN)/python eval/strong_to_weak.py
 	$(BIN)/python eval/extrapolated_steps.py

@@ -27,7 +27,7 @@ from gopd_merge.config import MergeConfig, make_config
 from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distill.cast import plain_cast
 from gopd_merge.distill.objective import reverse_kl
-from gopd_merge.distill.rollout import generate
+from gopd_merge.distill.rollout import generate, row_seeds
 from gopd_merge.distill.target import Scale, score
 from gopd_merge.distillation import load_backbone
 from gopd_merge.evaluate.statistics import paired, with_holm
@@ -69,9 +69,9 @@ class Extrapolation:
         self.steps += 1
         if self.steps % EVERY:
             return
-        state = torch.get_rng_state()  # the run itself goes on with the numbers that it would have had
         here = self.parameters()
-        rollout = generate(self.backbone, STUDENT, self.prompts, self.domains, self.config.max_new_tokens)
+        seeds = row_seeds(self.config.seed, "extrapolation", self.steps, count=len(self.prompts))
+        rollout = generate(self.backbone, STUDENT, self.prompts, self.domains, self.config.max_new_tokens, seeds)
         alphas = {domain: self.config.alpha_of(domain) for domain in self.config.domains}
         target = score(self.cast, rollout, Scale(alphas), 32, 1024)
         found = {factor: self.kl(here, factor, rollout, target) for factor in FACTORS}
@@ -79,7 +79,6 @@ class Extrapolation:
         self.move(here, best)
         self.before = self.parameters()
         self.chosen.append(best)
-        torch.set_rng_state(state)
 
     def move(self, here: list[torch.Tensor], factor: float) -> None:
         for parameter, now, then in zip(self.backbone.student_parameters(), here, self.before, strict=True):

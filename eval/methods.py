@@ -109,7 +109,7 @@ def folder_of(work: Path, row: Row, seed: int) -> Path:
     return work / f"{row.name.replace(' ', '-').replace(',', '').replace('/', '-of-')}-seed-{seed}.lora"
 
 
-def run(work: Path, wanted: list[Row], seeds: list[int]) -> None:
+def run(work: Path, wanted: list[Row], seeds: list[int], count: int = QUESTIONS) -> None:
     """Train and measure whatever is missing."""
     backbone = None
     for seed in seeds:
@@ -123,36 +123,36 @@ def run(work: Path, wanted: list[Row], seeds: list[int]) -> None:
                 if not (output / MANIFEST).is_file():
                     train_on(backbone, config, inputs, Silent())
                 manifest = json.loads((output / MANIFEST).read_text())
-                found = answers_of(work, output, backbone, config)
+                found = answers_of(work, output, backbone, config, count)
             print(f"seed {seed}, {row.name}:", {k[1]: round(fmean(a.score for a in v), 4) for k, v in found.answers.items()}, flush=True)
             print("   ", dict(manifest["seconds"].items()), manifest["tokens"], "tokens", flush=True)
 
 
-def questions_of(config: MergeConfig) -> list:
-    """The experts' test questions."""
-    return own_questions(read_inputs(config).experts, config.model_copy(update={"eval_prompts": QUESTIONS}))
+def questions_of(config: MergeConfig, count: int = QUESTIONS) -> list:
+    """The experts' test questions, so many of each."""
+    return own_questions(read_inputs(config).experts, config.model_copy(update={"eval_prompts": count}))
 
 
-def answers_of(work: Path, output: Path, backbone: Any, config: MergeConfig) -> Measured:
+def answers_of(work: Path, output: Path, backbone: Any, config: MergeConfig, count: int = QUESTIONS) -> Measured:
     """A run's answers; they are asked if there is a backbone, else read."""
     inputs = read_inputs(config)
     setup = Setup(work / "evaluation" / output.name, identity(inputs.base, inputs.experts, config.quantize), 0, 250)
     contender = read_entry(str(output)).contender(among_experts=True)
-    return Measured(contender, {key_of(b): measure(backbone, contender, b, setup) for b in questions_of(config)})
+    return Measured(contender, {key_of(b): measure(backbone, contender, b, setup) for b in questions_of(config, count)})
 
 
-def summarise(work: Path, seeds: list[int]) -> dict[str, Any]:
+def summarise(work: Path, wanted: list[Row], seeds: list[int], count: int = QUESTIONS) -> dict[str, Any]:
     """Every row that has at least one seed complete, over the seeds that it has."""
     config = make_config({"experts": EXPERTS, "eval": False})
-    questions = questions_of(config)
+    questions = questions_of(config, count)
     found: dict[str, list[Measured]] = {}
     documents = []
-    for row in rows():
+    for row in wanted:
         complete = [s for s in seeds if len(list((work / "evaluation" / folder_of(work, row, s).name / "answers").glob("*.jsonl"))) == 2]
         if not complete:
             continue
         folders = [folder_of(work, row, seed) for seed in complete]
-        found[row.name] = [answers_of(work, folder, None, config) for folder in folders]
+        found[row.name] = [answers_of(work, folder, None, config, count) for folder in folders]
         manifests = [json.loads((folder / MANIFEST).read_text()) for folder in folders]
         documents.append(
             {
@@ -204,7 +204,7 @@ def main(work: Path, study: list[str], row: list[str], seeds: list[int], summary
         return
     import torch
 
-    found = summarise(work, seeds)
+    found = summarise(work, list(rows()), seeds)
     document = {"schema": 1, "command": " ".join(["python", *sys.argv]), **found, "environment": environment(torch.device("cpu"))}
     OUTPUT.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     for one in document["rows"]:

@@ -137,7 +137,7 @@ def _remote_teachers(
             waiting=save,
         )
         stack.callback(teacher.close)
-        longest = max(prompt_lengths(tokenizer, prompts[domain])) + config.max_new_tokens
+        longest = max(prompt_lengths(tokenizer, prompts[domain])) + config.trained_tokens
         teacher.check_answers(longest) if learnt else teacher.check(longest)
     return teachers
 

@@ -18,7 +18,7 @@ REFERENCES = (BASE, TEACHER_BASE, "teacher", "student-start")  # the words for -
 AUTO_ALPHAS = (1.0, 1.25, 1.5, 2.0, 3.0)  # what --alpha auto chooses among
 METHOD_OPTIONS = (
     *("estimator", "top_k", "reference", "kl_reference", "alpha_from", "adaptive", "alpha_max", "bound", "deterministic"),
-    *("rotate", "weights", "start", "balance", "teacher_base"),
+    *("rotate", "weights", "start", "balance", "teacher_base", "horizon"),
 )
 
 
@@ -73,6 +73,14 @@ class MergeConfig(BaseModel):
         "Method",
     )
     kl_reference: str | None = option(None, "what the student is kept close to, same choices (default: the same as --reference)", "Method")
+
+    horizon: int | None = option(
+        None,
+        "train on the first so many tokens of each response, and sample no more of it; what is measured is answered in full (default: "
+        "--max-new-tokens)",
+        "Method",
+        ge=1,
+    )
 
     probe_prompts: int = option(
         300, "validation questions per domain for --alpha auto (as many as there are, if fewer)", "Reward scale", ge=2
@@ -211,6 +219,11 @@ class MergeConfig(BaseModel):
     def domains(self) -> tuple[str, ...]:
         """Domains in the order in which everything is computed, so that the order of the flags cannot matter."""
         return tuple(sorted(self.experts))
+
+    @property
+    def trained_tokens(self) -> int:
+        """The longest response that the training sees; what is measured may be as long as `max_new_tokens`."""
+        return self.horizon or self.max_new_tokens
 
     @property
     def prompts_per_step(self) -> int:

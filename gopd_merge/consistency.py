@@ -39,6 +39,11 @@ def _of_method(config: "MergeConfig") -> Iterator[Rule]:
     yield says_who, f"--method {method} says itself who teaches when; leave out --rotate {config.rotate}"
     too_few = method == "alternate" and config.steps < count
     yield too_few, f"--steps {config.steps}: --method alternate needs a step for each of the {count} experts; give {count} or more"
+    beyond = config.horizon is not None and config.horizon > config.max_new_tokens
+    yield (
+        beyond,
+        f"--horizon {config.horizon} is beyond the end of a response; leave it out, or raise --max-new-tokens {config.max_new_tokens}",
+    )
     alone = config.balance and (config.rotate != "prompt" or method == "alternate")
     yield alone, "--balance compares the domains of a batch; leave out --rotate and --method alternate"
 

@@ -23,7 +23,7 @@ from gopd_merge.distill.forgetting import Forgetting, Sizes, Turn, forgetting_te
 from gopd_merge.distill.fused import TokenStatistics
 from gopd_merge.distill.reward_scale import Controller
 from gopd_merge.distill.reward_scale import schedule as on_a_line
-from gopd_merge.distill.rollout import Rollout
+from gopd_merge.distill.rollout import Rollout, row_seeds
 from gopd_merge.distill.target import Scale, Target, score, unscored
 from gopd_merge.distill.update import (
     Domains,
@@ -115,7 +115,6 @@ def distill(cast: Cast, config: MergeConfig, inputs: Inputs, log: Path, clock: C
     alphas = AlphaOfStep(config)
     watch = Watch(config.steps)
     forgetting = Forgetting(cast, _turns(mixer, config.steps), _sizes(config)) if config.method == "alternate" else None
-    torch.manual_seed(config.seed)
     row: dict[str, Any] = {}
     tokens = 0
 
@@ -124,7 +123,8 @@ def distill(cast: Cast, config: MergeConfig, inputs: Inputs, log: Path, clock: C
         prompts, domains = mixer.batch(step)
         with clock.measure("rollout"):
             texts, given = [p.prompt for p in prompts], [p.response for p in prompts]
-            rollout = respond(cast, config.method, texts, domains, given, config.max_new_tokens)
+            seeds = row_seeds(config.seed, "step", step, count=len(texts))
+            rollout = respond(cast, config.method, texts, domains, given, config.trained_tokens, seeds)
         with clock.measure("score"):
             target = _target(cast, config, rollout, alphas.of(step))
         with clock.measure("update"):
@@ -141,7 +141,7 @@ def distill(cast: Cast, config: MergeConfig, inputs: Inputs, log: Path, clock: C
             "learning_rate": used_rate,
             "tokens_per_second": rollout.num_tokens / (time.perf_counter() - started),
             "memory_bytes": peak_memory(cast.backbone.device),
-            "domains": domain_metrics(rollout, target, statistics),
+            "domains": _with_horizon(config, domain_metrics(rollout, target, statistics)),
         }
         if forgetting and (forgotten := forgetting.after(step, _scale(config, alphas.of(step)))):
             row["forgetting"] = forgotten
@@ -197,7 +197,14 @@ def _scale(config: MergeConfig, alphas: Mapping[str, float]) -> Scale:
 
 def _sizes(config: MergeConfig) -> Sizes:
     top_k = config.top_k if config.estimator == "topk" else 0
-    return Sizes(config.max_new_tokens, config.micro_batch_size, config.chunk_tokens, top_k)
+    return Sizes(config.trained_tokens, config.micro_batch_size, config.chunk_tokens, top_k)
+
+
+def _with_horizon(config: MergeConfig, domains: Domains) -> Domains:
+    """Whether a response would have ended is not known where the horizon cut it: how many it cut has a name of its own."""
+    if config.horizon is None:
+        return domains
+    return {domain: {**metrics, "capped": None, "past_horizon": metrics["capped"]} for domain, metrics in domains.items()}
 
 
 def _turns(mixer: PromptMixer, steps: int) -> dict[str, Turn]:

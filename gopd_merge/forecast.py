@@ -24,6 +24,7 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 GRADERS = 110 << 20  # bytes of the libraries that are imported when the first answer is graded, as seen on CPython 3.11
 HEAP_KEEPS = 3.0  # times the need: what a process was seen to hold at most (eval/results/memory.json)
 SMALLEST_CHUNK = 64  # tokens
+MOST = "--max-new-tokens"
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class Forecast:
             micro_batch_size=min(config.micro_batch_size, config.prompts_per_step),
             chunk_tokens=config.chunk_tokens,
             prompt_tokens=self.work.longest_prompt,
-            max_new_tokens=config.max_new_tokens,
+            max_new_tokens=config.trained_tokens,
         )
         apart, ratios = config.bound is not None, config.adaptive == "token" or config.deterministic is not None
         answering = [shape, *self._others(config.quantize)] if ANSWERED_BY[config.method] == "experts" else [shape]
@@ -199,7 +200,7 @@ class Forecast:
         if config.method not in LEARNT_BY_HEART:
             phases["score"] = max(one.score(sizes, apart, ratios) for one in (shape, *self._others(config.quantize)))
         phases["update"] = shape.update(sizes, config.estimator, config.top_k, apart)
-        questions = replace(sizes, batch_size=config.batch_size)  # they need not divide by the domains
+        questions = replace(sizes, batch_size=config.batch_size, max_new_tokens=config.max_new_tokens)  # no horizon, no shares
         if self.work.probed_answers:  # every question is a row of the expert and one of the base
             phases["probe"] = shape.mixture(replace(questions, prompt_tokens=self.work.longest_probed_prompt))
         if self.work.evaluated_answers:
@@ -241,7 +242,7 @@ def count_work(config: MergeConfig, inputs: Inputs) -> Work:
     test_lengths: list[int] = []
     for source in inputs.prompts:
         lengths[source.domain] = prompt_lengths(tokenizer, [p.prompt for p in source.prompts])
-        check_lengths(source.domain, lengths[source.domain], config.max_new_tokens, context)
+        check_lengths(source.domain, lengths[source.domain], config.trained_tokens, context, "--horizon" if config.horizon else MOST)
     for benchmark in inputs.test:
         found = prompt_lengths(tokenizer, [item.prompt for item in benchmark.items])
         check_lengths(f"{benchmark.domain}'s test", found, config.max_new_tokens, context)
@@ -259,7 +260,7 @@ def count_work(config: MergeConfig, inputs: Inputs) -> Work:
     asked = [lengths[source.domain][index] for step in range(config.steps) for source, index in mixer.positions(step)]
     has_average = inputs.on_one_base and all(e.is_plain for e in inputs.experts)
     roles = 2 + len(inputs.experts) + has_average  # base, merge, experts, average
-    responses = len(asked) * config.max_new_tokens
+    responses = len(asked) * config.trained_tokens
     return Work(
         domains,
         config.steps,
@@ -273,13 +274,13 @@ def count_work(config: MergeConfig, inputs: Inputs) -> Work:
     )
 
 
-def check_lengths(domain: str, lengths: Sequence[int], max_new_tokens: int, context: int | None) -> None:
+def check_lengths(domain: str, lengths: Sequence[int], max_new_tokens: int, context: int | None, flag: str = MOST) -> None:
     """Raises InputError for a prompt that, with its response, is longer than the base's context."""
     for number, length in enumerate(lengths, start=1):
         if context is not None and length + max_new_tokens > context:
             raise InputError(
-                f"prompt {number} of {domain} has {length:,} tokens; with --max-new-tokens {max_new_tokens} that is more than the "
-                f"base's context of {context:,}; remove the prompt, or lower --max-new-tokens"
+                f"prompt {number} of {domain} has {length:,} tokens; with {flag} {max_new_tokens} that is more than the "
+                f"base's context of {context:,}; remove the prompt, or lower {flag}"
             )
 
 
@@ -295,7 +296,8 @@ def smaller_runs(config: MergeConfig) -> Iterator[list[dict[str, Any]]]:
     tokens = config.max_new_tokens
     while tokens // 2 >= 32:
         tokens //= 2
-        changes.append(changes[-1] | {"max_new_tokens": tokens})
+        shorter = {"max_new_tokens": tokens, "horizon": min(config.horizon, tokens)} if config.horizon else {"max_new_tokens": tokens}
+        changes.append(changes[-1] | shorter)
     for change in changes:
         ladder = [change] if change else []
         micro, chunk = min(config.micro_batch_size, change.get("batch_size", config.batch_size)), config.chunk_tokens

@@ -181,6 +181,7 @@ REFUSED = {  # by heading of method.md: what it says is refused, as flags
     "No teacher drowns the others: `--balance`": [f"--balance {o}" for o in ("--rotate step", "--rotate all", "--method alternate")],
     "From 2 to 16 experts, with as many prompts as each has": ["--batch-size 1"],
     "Where the student begins: `--start`": ["--start ties --teacher-base a --base b"],
+    "Only the beginning: `--horizon`": ["--horizon 97", "--horizon 9 --max-new-tokens 8"],
     "Strong to weak: `--teacher-base`": [
         f"--teacher-base a {other}" for other in ("", "--base b --alpha auto", "--base b --estimator hidden", "--base b --start ties")
     ],
@@ -257,7 +258,9 @@ def test_every_option_of_the_method_is_on_its_page():
             assert value == "none" or f"`{value}`" in METHOD or f"--{name} {value}" in METHOD, f"--{name} {value}"
 
 
-@pytest.mark.parametrize("name", ["estimators", "alpha", "probe", "adaptive", "start", "rotate", "experts", "strong_to_weak", "methods"])
+@pytest.mark.parametrize(
+    "name", ["estimators", "alpha", "probe", "adaptive", "start", "rotate", "experts", "strong_to_weak", "methods", "horizon"]
+)
 def test_the_page_has_room_for_each_measured_table(name):
     begin, end = (METHOD.index(f"\n<!-- {mark}results {name} -->\n") for mark in ("", "/"))
     assert begin < end

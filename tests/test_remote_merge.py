@@ -142,7 +142,7 @@ def scored(backbone, config):
         for parameter in backbone.student_parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     prompts = [prompt.prompt for source in inputs.prompts for prompt in source.prompts[:3]]
-    rollout = generate(backbone, STUDENT, prompts, [s.domain for s in inputs.prompts for _ in range(3)], 16)
+    rollout = generate(backbone, STUDENT, prompts, [s.domain for s in inputs.prompts for _ in range(3)], 16, range(len(prompts)))
     with assembled(backbone, config, inputs, print) as cast:
         scale = Scale({domain: config.alpha_of(domain) for domain in config.domains})
         target = score(cast, rollout, scale, 4, 16, config.top_k if config.estimator == "topk" else 0)
@@ -395,7 +395,7 @@ def test_an_api_without_log_probs_teaches_by_what_it_writes(train, backbone, con
     prompts = [prompt.prompt for source in inputs.prompts for prompt in source.prompts[:4]]
     domains = [source.domain for source in inputs.prompts for _ in range(4)]
     with assembled(backbone, config, inputs, print) as cast:
-        rollout = respond(cast, "seqkd", prompts, domains, [None] * 8, 24)
+        rollout = respond(cast, "seqkd", prompts, domains, [None] * 8, 24, range(8))
     assert rollout.domains == tuple(domains)
     surprise = {}
     for role in (REFERENCE, STUDENT):

@@ -24,7 +24,7 @@ from gopd_merge import MergeConfig, merge
 from gopd_merge.distill.backbone import REFERENCE, Backbone
 from gopd_merge.distill.cast import plain_cast
 from gopd_merge.distill.objective import reverse_kl
-from gopd_merge.distill.rollout import generate
+from gopd_merge.distill.rollout import generate, row_seeds
 from gopd_merge.distill.target import Scale, score
 from gopd_merge.distillation import load_backbone
 from gopd_merge.experts.base import Base, load_base
@@ -99,8 +99,7 @@ def train_expert(domain: str, base: Path, pairs: list[dict], folder: Path, steps
 def held_out_kl(backbone: Backbone, role: str, expert_folder: Path, domain: str, alpha: float) -> dict:
     """KL of a role to its domain's target on its own answers to held-out prompts, mean over tokens in nats."""
     prompts = [json.loads(line)["prompt"] for line in (expert_folder / "prompts" / "heldout.jsonl").read_text().splitlines()]
-    torch.manual_seed(0)
-    rollout = generate(backbone, role, prompts, [domain] * len(prompts), max_new_tokens=64)
+    rollout = generate(backbone, role, prompts, [domain] * len(prompts), 64, row_seeds(domain, count=len(prompts)))
     cast = plain_cast(backbone, [domain])
     target = score(cast, rollout, Scale({domain: alpha}), micro_batch_size=8, chunk_tokens=1024)
     kl = []

@@ -107,10 +107,10 @@ def responding(backbone: Backbone, sample: Callable[..., Rollout], benchmark: Be
     """How a benchmark's prompts are answered by `sample`, which takes what `rollout.generate` takes after the role."""
     suite = benchmark.suite
 
-    def respond(prompts: Sequence[str]) -> tuple[Answers, list[float] | None]:
+    def respond(prompts: Sequence[str], seeds: Sequence[int]) -> tuple[Answers, list[float] | None]:
         domains = [benchmark.domain] * len(prompts)
         form = Format(suite.chat, suite.system)
-        rollout = sample(prompts, domains, suite.max_new_tokens, suite.temperature, form, suite.stop)
+        rollout = sample(prompts, domains, suite.max_new_tokens, seeds, suite.temperature, form, suite.stop)
         rewards = None
         if benchmark.metric == EXPERT_REWARD:
             rewards = mean_rewards(backbone, rollout, expert(benchmark.domain), min(32, setup.batch_size))

@@ -162,12 +162,11 @@ class Footprint:
     def _decode_mixed(self, cache: DynamicCache, batch: int, tokens: int, options: dict[str, Any]) -> None:
         scores = self._next(self._backbone.peft, cache, 2 * batch, tokens, **options)  # (2·B, V)
         mixed = torch.einsum("r,rbv->bv", scores.new_ones(2), scores.reshape(2, batch, -1))
-        drawn = torch.multinomial(mixed.softmax(-1), 1)
+        drawn = _drawn(mixed).unsqueeze(1)
         torch.full_like(scores, 0.0).scatter_(1, drawn.repeat(2, 1), 1.0)
 
     def _decode(self, model: Any, cache: DynamicCache, batch: int, tokens: int) -> None:
-        logits = self._next(model, cache, batch, tokens)
-        torch.multinomial(logits.softmax(-1), 1)
+        _drawn(self._next(model, cache, batch, tokens))
 
     def _next(self, model: Any, cache: DynamicCache, batch: int, tokens: int, **options: Any) -> Tensor:
         """(B, V) float32 logits after so many more tokens, as generate() makes them."""
@@ -229,6 +228,11 @@ class Footprint:
                 backward_in_chunks(hidden, ids, backbone.logits, log_q, estimator_of(estimator, top_k), count, sizes.chunk_tokens)
             del hidden
         return live.peak
+
+
+def _drawn(logits: Tensor) -> Tensor:
+    """(B, V) to (B,), as `decoding.Draw` takes its noise."""
+    return torch.empty_like(logits).exponential_().log_().mul_(-1).add_(logits).argmax(-1)
 
 
 def _ids(rows: int, sizes: Sizes) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from gopd_merge.distill.backbone import STUDENT
 from gopd_merge.distill.cast import Cast
 from gopd_merge.distill.objective import reverse_kl
-from gopd_merge.distill.rollout import Rollout, generate
+from gopd_merge.distill.rollout import Rollout, generate, row_seeds
 from gopd_merge.distill.target import Scale, Target, score
 
 
@@ -31,7 +31,7 @@ class Sizes:
 
 
 class Forgetting:
-    """Measures without a trace: the run goes on with the random numbers that it would have had."""
+    """Measures without a trace: its answers are drawn from seeds of their own."""
 
     def __init__(self, cast: Cast, turns: Mapping[str, Turn], sizes: Sizes) -> None:
         self._cast, self._turns, self._sizes = cast, turns, sizes
@@ -51,13 +51,12 @@ class Forgetting:
     def _kl(self, domain: str, scale: Scale) -> float:
         """On answers of the student as it is now."""
         sizes, backbone = self._sizes, self._cast.backbone
-        devices = [backbone.device] if backbone.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad():
-            torch.manual_seed(0)  # the same draws both times
-            prompts = self._turns[domain].prompts
-            rollout = generate(backbone, STUDENT, prompts, [domain] * len(prompts), sizes.max_new_tokens, vocabulary=self._cast.vocabulary)
-            target = score(self._cast, rollout, scale, sizes.micro_batch_size, sizes.chunk_tokens, sizes.top_k)
-            return kl_to_target(self._cast, rollout, target, sizes)
+        prompts = self._turns[domain].prompts
+        seeds = row_seeds("forgetting", domain, count=len(prompts))  # the same draws both times
+        domains = [domain] * len(prompts)
+        rollout = generate(backbone, STUDENT, prompts, domains, sizes.max_new_tokens, seeds, vocabulary=self._cast.vocabulary)
+        target = score(self._cast, rollout, scale, sizes.micro_batch_size, sizes.chunk_tokens, sizes.top_k)
+        return kl_to_target(self._cast, rollout, target, sizes)
 
 
 @torch.no_grad()

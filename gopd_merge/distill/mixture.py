@@ -10,12 +10,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from gopd_merge.distill.backbone import REFERENCE, Backbone, expert
+from gopd_merge.distill.decoding import Draw, cache_of, decode
 from gopd_merge.distill.objective import Aim, Reward
-from gopd_merge.distill.rollout import CHAT, Format, Rollout, encode, plain_generation, rollout_of
-from gopd_merge.errors import GopdError, InputError
+from gopd_merge.distill.rollout import CHAT, Format, Rollout, encode, ends_of, pad_of, plain_generation, rollout_of
+from gopd_merge.errors import InputError
 
 Mix = Callable[[Tensor], Tensor]  # (R, B, V) float32 logits of R roles -> (B, V) unnormalised logits of the target
 
@@ -39,13 +40,14 @@ def generate_mixture(
     prompts: Sequence[str],
     domains: Sequence[str],
     max_new_tokens: int,
+    seeds: Sequence[int],
     temperature: float = 1.0,
     form: Format = CHAT,
     stop: Sequence[str] = (),
 ) -> Rollout:
     """Sample one response to each prompt from the target that `mix` makes of the roles' logits; the rest as in `rollout.generate`.
 
-    With one role and no mixing it draws the very tokens that `generate` draws from the same state of torch's generator.
+    With one role and no mixing it draws the very tokens that `generate` draws from the same seeds.
 
     Args:
         backbone: with all the roles on it.
@@ -54,6 +56,7 @@ def generate_mixture(
         prompts: B texts.
         domains: B names, for the rollout.
         max_new_tokens: the length at which a response is cut.
+        seeds: B, what each response is drawn from.
         temperature: of the target; 0 is greedy.
         form: how a prompt's text reaches the model.
         stop: texts that end a response.
@@ -68,38 +71,30 @@ def generate_mixture(
             "sampled; choose α by gopd-merge sweep, or give it as a number"
         )
     ids, mask = encode(backbone, prompts, form)  # (B, P)
-    count = len(roles)
-    rows = [role for role in roles for _ in prompts]
-    with plain_generation(backbone, max_new_tokens, 0.0, stop) as options, float_logits(backbone), backbone.mixed_batch(rows) as mixed:
-        out = backbone.peft.generate(  # (R·B, P + T)
-            input_ids=ids.repeat(count, 1),
-            attention_mask=mask.repeat(count, 1),
-            **mixed,
-            logits_processor=LogitsProcessorList([_OneToken(count, mix, temperature)]),
-            **options,
-        )
-    return rollout_of(backbone, out[: len(prompts)], mask, domains, stop)
+    draw, ends = Draw(seeds, temperature, backbone.device, "lower α"), ends_of(backbone, stop)
+    with plain_generation(backbone, ids.shape[1] + max_new_tokens) as options, float_logits(backbone):
+        options["logits_processor"] = LogitsProcessorList([_OneToken(len(roles), mix, draw)])
+
+        def run(**call: Any) -> Tensor:
+            rows = [role for role in roles for _ in range(len(call["input_ids"]) // len(roles))]
+            with backbone.mixed_batch(rows) as mixed:
+                out: Tensor = backbone.peft.generate(**call, **mixed, **options)  # (R·b, P + t)
+            return out
+
+        found = decode(run, ids, mask, max_new_tokens, draw, ends, pad_of(backbone), cache_of(backbone.model), copies=len(roles))
+    return rollout_of(found, mask, domains)
 
 
-class _OneToken:
-    """(R·B, V) logits, role by role, to scores that leave one token a prompt, the same for all roles: what greedy decoding then takes.
+class _OneToken(LogitsProcessor):  # type: ignore[misc]
+    """(R·b, V) logits, role by role, to scores that leave one token a prompt, the same for all roles: what greedy decoding then takes."""
 
-    Tokens are drawn as Transformers draws them, so that a mixture of one role is that role's own sampling.
-    """
-
-    def __init__(self, count: int, mix: Mix, temperature: float) -> None:
-        self.count, self.mix, self.temperature = count, mix, temperature
+    def __init__(self, count: int, mix: Mix, draw: Draw) -> None:
+        self._count, self._mix, self._draw = count, mix, draw
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        logits = self.mix(scores.float().reshape(self.count, -1, scores.shape[-1]))  # (B, V)
-        if self.temperature == 0:
-            tokens = logits.argmax(-1, keepdim=True)  # (B, 1)
-        else:
-            probabilities = (logits / self.temperature).softmax(-1)
-            if not probabilities.isfinite().all():
-                raise GopdError("the target's logits are not finite, so nothing can be drawn from it; lower α")
-            tokens = torch.multinomial(probabilities, 1)
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens.repeat(self.count, 1), 0.0)
+        logits = self._mix(scores.float().reshape(self._count, -1, scores.shape[-1]))  # (b, V)
+        tokens = self._draw(input_ids, logits).argmax(-1, keepdim=True)  # (b, 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens.repeat(self._count, 1), 0.0)
 
 
 @contextmanager

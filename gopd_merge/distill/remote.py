@@ -156,19 +156,17 @@ class RemoteTeacher:
             top_log_probs=torch.tensor(top_log_probs, dtype=torch.float32).reshape(len(top_ids), self.k),
         )
 
-    def answer(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Written]:
+    def answer(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seeds: Sequence[int]) -> list[Written]:
         """What the teacher writes after each prompt, at temperature 1 and without any cut, up to its end token.
-
-        The requests' seeds are drawn from torch's global generator, so a server that heeds them repeats itself with the run.
 
         Args:
             prompts: token ids, without padding.
             max_new_tokens: the length at which a response is cut.
+            seeds: of each request; a server that heeds them repeats itself with the run.
 
         Raises:
             TeacherError: as `score`.
         """
-        seeds = torch.randint(2**31, (len(prompts),)).tolist()
         requests = [self._answer_request(list(ids), max_new_tokens, seed) for ids, seed in zip(prompts, seeds, strict=True)]
         return self._all(self._answer_one, requests)
 

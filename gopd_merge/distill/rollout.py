@@ -1,16 +1,19 @@
 """What the student answers: sampling at temperature 1 from the full distribution, which is the one that is trained."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase
 
-from gopd_merge.distill.backbone import Backbone
+from gopd_merge.distill.backbone import STUDENT, Backbone
+from gopd_merge.distill.decoding import Decoded, Draw, Ends, cache_of, decode
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,12 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], form: F
     return tokenizer(list(prompts), add_special_tokens=not chat, **options)
 
 
+def row_seeds(*batch: object, count: int) -> list[int]:
+    """One seed for each row of a batch, below 2³¹ as every server takes it: of what names the batch, and of the row's place in it."""
+    name = " ".join(map(str, batch))
+    return [int.from_bytes(hashlib.sha256(f"{name} {row}".encode()).digest()[:4]) >> 1 for row in range(count)]
+
+
 @torch.no_grad()
 def generate(
     backbone: Backbone,
@@ -107,62 +116,72 @@ def generate(
     prompts: Sequence[str],
     domains: Sequence[str],
     max_new_tokens: int,
+    seeds: Sequence[int],
     temperature: float = 1.0,
     form: Format = CHAT,
     stop: Sequence[str] = (),
     vocabulary: int | None = None,
 ) -> Rollout:
-    """Sample one response to each prompt as `role` (temperature 0 is greedy), from torch's global generator.
+    """Sample one response to each prompt as `role`, each from its own seed (temperature 0 is greedy).
 
     A response ends with a stop token, or with the token in which it has one of the texts `stop`. With `vocabulary` only the first that
     many tokens are drawn: what pads a head beyond them may mean nothing to another model.
     Every cut and penalty is off, whatever the base's own generation_config.json says: anything else would be another
-    distribution than the one that is trained and measured.
+    distribution than the one that is trained and measured. Raises GopdError where a model's logits are not finite.
     """
     ids, mask = encode(backbone, prompts, form)  # (B, P)
-    with backbone.role(role) as model, plain_generation(backbone, max_new_tokens, temperature, stop, vocabulary) as options:
-        out = model.generate(input_ids=ids, attention_mask=mask, **options)  # (B, P + T)
-    return rollout_of(backbone, out, mask, domains, stop)
+    advice = "lower --learning-rate or --alpha" if role == STUDENT else f"check the adapter of {role} and the base"
+    draw, ends = Draw(seeds, temperature, backbone.device, advice), ends_of(backbone, stop)
+    with backbone.role(role) as model, plain_generation(backbone, ids.shape[1] + max_new_tokens, vocabulary) as options:
+        run = partial(model.generate, logits_processor=LogitsProcessorList([draw]), **options)
+        found = decode(run, ids, mask, max_new_tokens, draw, ends, pad_of(backbone), cache_of(backbone.model))
+    return rollout_of(found, mask, domains)
 
 
 @contextmanager
-def plain_generation(
-    backbone: Backbone, max_new_tokens: int, temperature: float, stop: Sequence[str], vocabulary: int | None = None
-) -> Iterator[dict[str, Any]]:
-    """What to give Transformers' generate() so that no cut or penalty is left; the base's own settings are away while the block lasts."""
+def plain_generation(backbone: Backbone, max_length: int, vocabulary: int | None = None) -> Iterator[dict[str, Any]]:
+    """What to give Transformers' generate() so that it takes the likeliest token and nothing is left of cuts and penalties.
+
+    The base's own settings are away while the block lasts: generate() fills what a given config leaves open from them.
+    """
     base = backbone.model
     stored = base.generation_config
     padding = list(range(vocabulary, backbone.vocabulary)) if vocabulary is not None else []
     plain = GenerationConfig(
-        do_sample=temperature > 0,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=_stop_ids(backbone),
-        pad_token_id=backbone.tokenizer.pad_token_id,
-        **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
-        **({"stop_strings": list(stop)} if stop else {}),
+        do_sample=False,
+        max_length=max_length,
+        pad_token_id=pad_of(backbone),
         **({"suppress_tokens": padding} if padding else {}),
     )
-    base.generation_config = plain  # generate() fills what a given config leaves open from the model's own
+    base.generation_config = plain
     try:
-        yield {"generation_config": plain} | ({"tokenizer": backbone.tokenizer} if stop else {})
+        yield {"generation_config": plain}
     finally:
         base.generation_config = stored
 
 
-def rollout_of(backbone: Backbone, ids: Tensor, prompt_mask: Tensor, domains: Sequence[str], stop: Sequence[str]) -> Rollout:
-    """What generate() gave, (B, P + T), with what belongs to each response. `prompt_mask` is (B, P)."""
-    response = ids[:, prompt_mask.shape[1] :]  # (B, T)
-    ends = torch.isin(response, torch.tensor(_stop_ids(backbone), device=response.device))  # (B, T)
-    if stop:
-        ends |= _ends_in_text(backbone.tokenizer, response, stop)
-    response_mask = (ends.cumsum(1) - ends.long()) == 0  # up to and with the first end
+def rollout_of(found: Decoded, prompt_mask: Tensor, domains: Sequence[str]) -> Rollout:
+    """With what belongs to each response. `prompt_mask` is (B, P)."""
     return Rollout(
-        ids=ids,
-        attention_mask=torch.cat([prompt_mask, response_mask.long()], dim=1),
-        response_mask=response_mask,
-        capped=~ends.any(1),
+        ids=found.ids,
+        attention_mask=torch.cat([prompt_mask, found.response_mask.long()], dim=1),
+        response_mask=found.response_mask,
+        capped=~found.ended,
         domains=tuple(domains),
     )
+
+
+def ends_of(backbone: Backbone, stop: Sequence[str]) -> Ends:
+    """How the base's responses end: with its stop tokens, and with these texts."""
+    stored = backbone.model.generation_config.eos_token_id
+    ids = set(stored) if isinstance(stored, list) else {stored}
+    stop_ids = sorted(i for i in (*ids, backbone.tokenizer.eos_token_id) if i is not None)
+    return Ends(stop_ids, stop, backbone.tokenizer, backbone.device)
+
+
+def pad_of(backbone: Backbone) -> int:
+    """The token that pads."""
+    return int(backbone.tokenizer.pad_token_id)
 
 
 def written(
@@ -229,23 +248,3 @@ def answers(backbone: Backbone, rollout: Rollout, stop: Sequence[str] = ()) -> A
     for text in stop:
         texts = [response_text.partition(text)[0] for response_text in texts]
     return Answers(tuple(texts), tuple(lengths), tuple(rollout.capped.tolist()))
-
-
-def _ends_in_text(tokenizer: PreTrainedTokenizerBase, response: Tensor, stop: Sequence[str]) -> Tensor:
-    """(B, T) True on the token that completes the first stop text of a row."""
-    ends = torch.zeros_like(response, dtype=torch.bool)
-    for row, ids in enumerate(response.tolist()):
-        if any(text in tokenizer.decode(ids) for text in stop):
-            low, high = 1, len(ids)  # the shortest beginning that holds one
-            while low < high:
-                middle = (low + high) // 2
-                found = any(text in tokenizer.decode(ids[:middle]) for text in stop)
-                low, high = (low, middle) if found else (middle + 1, high)
-            ends[row, low - 1] = True
-    return ends
-
-
-def _stop_ids(backbone: Backbone) -> list[int]:
-    stored = backbone.peft.get_base_model().generation_config.eos_token_id
-    ids = set(stored) if isinstance(stored, list) else {stored}
-    return sorted(i for i in (*ids, backbone.tokenizer.eos_token_id) if i is not None)

@@ -107,9 +107,9 @@ def entropy(course: Course) -> str | None:
 
 
 def limit(course: Course) -> str | None:
-    """Cut answers teach nothing about how to end."""
+    """Cut answers teach nothing about how to end. Those that a horizon cut were meant to be."""
     first, now = course.first, course.now
-    if now.capped < AT_THE_LIMIT:
+    if now.capped is None or first.capped is None or now.capped < AT_THE_LIMIT:
         return None
     if first.capped >= AT_THE_LIMIT:
         return f"{now.capped:.0%} of the responses end at the limit of their length; raise --max-new-tokens"
@@ -122,10 +122,11 @@ def limit(course: Course) -> str | None:
 def length(course: Course) -> str | None:
     """Left to `limit` where most responses end there."""
     first, now = course.first, course.now
-    if now.capped >= AT_THE_LIMIT or not length_exploded(first, now):
+    if (now.capped is not None and now.capped >= AT_THE_LIMIT) or not length_exploded(first, now):
         return None
+    cut = "" if now.capped is None else f" ({now.capped:.0%} at the limit)"
     return (
-        f"responses grew from {first.response_length:.0f} to {now.response_length:.0f} tokens ({now.capped:.0%} at the limit); "
+        f"responses grew from {first.response_length:.0f} to {now.response_length:.0f} tokens{cut}; "
         f"if the expert's own are not that long, a side effect is amplified: read some answers{or_less_alpha(now)}"
     )
 

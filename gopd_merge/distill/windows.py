@@ -22,7 +22,7 @@ class Window:
     """Means over some steps of one domain: nats a token, tokens, shares. None where a step did not have the number."""
 
     response_length: float
-    capped: float
+    capped: float | None  # None where a horizon cuts responses before it is known
     entropy: float | None
     kl_to_target: float | None
     kl_error: float | None  # standard error of the mean
@@ -34,12 +34,11 @@ class Window:
 
 def window_of(rows: Sequence[DomainMetrics]) -> Window:
     """Summarise at least two steps."""
-    length, capped = _mean(rows, "response_length"), _mean(rows, "capped")
+    length = _mean(rows, "response_length")
     assert length is not None  # every response has a length
-    assert capped is not None
     return Window(
         response_length=length,
-        capped=capped,
+        capped=_mean(rows, "capped"),
         entropy=_mean(rows, "entropy"),
         kl_to_target=_mean(rows, "kl_to_target"),
         kl_error=_error(rows, "kl_to_target"),
@@ -73,7 +72,8 @@ def entropy_collapsed(first: Window, now: Window) -> bool:
 
 def length_exploded(first: Window, now: Window) -> bool:
     """Responses grow without end, or more and more of them end at the limit."""
-    return now.response_length > LENGTH_GROWTH * first.response_length or now.capped >= first.capped + MORE_CAPPED
+    more_capped = now.capped is not None and first.capped is not None and now.capped >= first.capped + MORE_CAPPED
+    return now.response_length > LENGTH_GROWTH * first.response_length or more_capped
 
 
 def reward_fell(best: Window, now: Window) -> bool:

@@ -8,7 +8,7 @@ import torch
 from gopd_merge.config import make_config
 from gopd_merge.distill.cast import plain_cast
 from gopd_merge.distill.forgetting import Forgetting, Sizes, Turn, forgetting_text
-from gopd_merge.distill.rollout import generate
+from gopd_merge.distill.rollout import generate, row_seeds
 from gopd_merge.distill.target import Scale
 from gopd_merge.distillation import METRICS, Clock, load_backbone, train_student
 from gopd_merge.plan import read_inputs
@@ -21,8 +21,8 @@ PROMPTS = ["Tom has 5 pens. Tom loses 2. How many pens are left?", "Ana has 12 b
 def test_the_distance_is_that_of_models_loaded_apart(float_backbone, adapters, tmp_path, apart, log_probs_apart, step_apart):
     cast = plain_cast(float_backbone, ["math", "code"])
     found = Forgetting(cast, {"math": Turn(0, PROMPTS)}, Sizes(24, 1, 7, 0)).after(0, Scale(ALPHAS))["math"]
-    torch.manual_seed(0)
-    rollout = generate(float_backbone, "student", PROMPTS, ["math"] * 2, 24, vocabulary=cast.vocabulary)
+    seeds = row_seeds("forgetting", "math", count=2)
+    rollout = generate(float_backbone, "student", PROMPTS, ["math"] * 2, 24, seeds, vocabulary=cast.vocabulary)
     base = adapters / "tiny-base"
     with torch.no_grad():
         teacher = log_probs_apart(apart(base, adapters / "math.lora"), rollout, cast.vocabulary)

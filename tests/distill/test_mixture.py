@@ -50,11 +50,9 @@ def chance(apart, prompt: list[int], pairs: Counter, alpha: float) -> float:
 
 def beginnings(backbone, alpha: float, max_new_tokens: int, temperature: float = 1.0) -> torch.Tensor:
     """(2000, T) tokens that go on from BEGINNING."""
-    torch.manual_seed(0)
     roles, mix = expert_and_base("math", alpha)
-    parts = [
-        generate_mixture(backbone, roles, mix, [BEGINNING] * 250, ["math"] * 250, max_new_tokens, temperature, PLAIN) for _ in range(8)
-    ]
+    prompts, domains, every = [BEGINNING] * 250, ["math"] * 250, [range(start, start + 250) for start in range(0, 2000, 250)]
+    parts = [generate_mixture(backbone, roles, mix, prompts, domains, max_new_tokens, seeds, temperature, PLAIN) for seeds in every]
     return torch.cat([part.ids[:, part.prompt_width :] for part in parts])
 
 
@@ -69,25 +67,21 @@ def test_sampled_tokens_have_the_probabilities_of_the_target_by_hand(float_backb
 
 @pytest.mark.parametrize(("alpha", "role"), [(1.0, expert("math")), (0.0, REFERENCE)])
 def test_lambda_1_draws_the_tokens_of_the_expert_and_0_those_of_the_base(float_backbone, questions, alpha, role):
-    """Token by token from the same seed, whether the other role runs along with weight 0 or not at all."""
+    """Token by token from the same seeds, whether the other role runs along with weight 0 or not at all."""
     prompts, domains = (part * 4 for part in questions)
-
-    def drawn(sample):
-        torch.manual_seed(5)
-        return sample()
-
-    alone = drawn(lambda: generate(float_backbone, role, prompts, domains, 60))
+    asked = (prompts, domains, 60, range(len(prompts)))
+    alone = generate(float_backbone, role, *asked)
     roles, mix = expert_and_base("math", alpha)
     assert roles == [role]
-    short = drawn(lambda: generate_mixture(float_backbone, roles, mix, prompts, domains, 60))
+    short = generate_mixture(float_backbone, roles, mix, *asked)
     both = [expert("math"), REFERENCE]
-    full = drawn(lambda: generate_mixture(float_backbone, both, lambda x: alpha * x[0] + (1 - alpha) * x[1], prompts, domains, 60))
+    full = generate_mixture(float_backbone, both, lambda x: alpha * x[0] + (1 - alpha) * x[1], *asked)
     for found in (short, full):
         assert torch.equal(found.ids, alone.ids)
         assert torch.equal(found.attention_mask, alone.attention_mask)
         assert torch.equal(found.capped, alone.capped)
         assert found.domains == alone.domains
-    other = drawn(lambda: generate_mixture(float_backbone, *expert_and_base("math", 0.5), prompts, domains, 60))
+    other = generate_mixture(float_backbone, *expert_and_base("math", 0.5), *asked)
     assert not torch.equal(other.response_ids(), alone.response_ids())
 
 
@@ -98,7 +92,7 @@ def test_every_token_follows_the_mixture_of_all_roles_on_the_same_prefix(float_b
     def mix(logits):
         return sum(w * x for w, x in zip(weights, logits, strict=True))
 
-    rollout = generate_mixture(float_backbone, roles, mix, *questions, max_new_tokens=40, temperature=0.0)
+    rollout = generate_mixture(float_backbone, roles, mix, *questions, 40, range(4), temperature=0.0)
     read = [rollout.predicting(float_backbone.hidden(role, rollout.ids, rollout.attention_mask)) for role in roles]
     logits = torch.stack([float_backbone.logits(hidden, role) for hidden, role in zip(read, roles, strict=True)])
     assert torch.equal(mix(logits).argmax(-1), rollout.response_ids())
@@ -118,7 +112,7 @@ def test_temperature_divides_the_logits_of_the_target(float_backbone, apart):
 def test_responses_end_and_are_cut_as_those_of_one_role(float_backbone, questions):
     roles, mix = expert_and_base("code", 1.0)
     for options in ({"stop": ["=", "return"]}, {"max_new_tokens": 3}):
-        options = {"max_new_tokens": 60, "temperature": 0.0} | options
+        options = {"max_new_tokens": 60, "seeds": range(4), "temperature": 0.0} | options
         alone = generate(float_backbone, expert("code"), *questions, **options)
         mixed = generate_mixture(float_backbone, roles, mix, *questions, **options)
         stop = options.get("stop", ())
@@ -130,8 +124,8 @@ def test_the_bases_own_generation_settings_do_not_touch_the_target(float_backbon
     found = []
     for backbone in (float_backbone, biased_backbone):
         stored = backbone.peft.get_base_model().generation_config
-        torch.manual_seed(0)
-        found.append(generate_mixture(backbone, *expert_and_base("math", 1.5), questions[0] * 10, questions[1] * 10, 30).ids)
+        asked = (questions[0] * 10, questions[1] * 10, 30, range(40))
+        found.append(generate_mixture(backbone, *expert_and_base("math", 1.5), *asked).ids)
         assert backbone.peft.get_base_model().generation_config is stored
     assert torch.equal(*found)
 
@@ -148,7 +142,7 @@ def test_a_base_of_less_precision_projects_in_float32(adapters):
         seen.append(logits)
         return logits[0]
 
-    generate_mixture(backbone, [expert("math"), REFERENCE], mix, ["Add 3 and 4."], ["math"], max_new_tokens=1)
+    generate_mixture(backbone, [expert("math"), REFERENCE], mix, ["Add 3 and 4."], ["math"], 1, [0])
     ids, mask = encode(backbone, ["Add 3 and 4."], CHAT)
     hidden = backbone.hidden([expert("math"), REFERENCE], ids.repeat(2, 1), mask.repeat(2, 1))[:, -1]
     exact = backbone.logits(hidden)
@@ -161,12 +155,12 @@ def test_roles_that_cannot_share_a_batch_are_refused_in_a_line(adapters, load_mo
     backbone = Backbone(*load_model(), read_experts({"dora": path}))
     assert not backbone.can_mix
     with pytest.raises(InputError, match=r"cannot run in one batch.*; choose α by gopd-merge sweep") as error:
-        generate_mixture(backbone, *expert_and_base("dora", 1.5), ["Add."], ["dora"], 4)
+        generate_mixture(backbone, *expert_and_base("dora", 1.5), ["Add."], ["dora"], 4, [0])
     assert len(error.value.lines) == 1
 
 
 def test_a_target_that_is_no_distribution_is_an_error_in_a_line(float_backbone):
     with pytest.raises(GopdError, match=r"not finite.*; lower α"):
-        generate_mixture(float_backbone, [REFERENCE], lambda logits: logits[0] * torch.inf, ["Add."], ["math"], 4)
+        generate_mixture(float_backbone, [REFERENCE], lambda logits: logits[0] * torch.inf, ["Add."], ["math"], 4, [0])
     with pytest.raises(GopdError, match="not finite"):
-        generate_mixture(float_backbone, [REFERENCE], lambda logits: logits[0] * torch.nan, ["Add."], ["math"], 4)
+        generate_mixture(float_backbone, [REFERENCE], lambda logits: logits[0] * torch.nan, ["Add."], ["math"], 4, [0])

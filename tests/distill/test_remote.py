@@ -59,8 +59,7 @@ def teach(server, adapters):
 
 @pytest.fixture(scope="module")
 def rollout(float_backbone, questions):
-    torch.manual_seed(5)
-    return generate(float_backbone, STUDENT, *questions, max_new_tokens=20)
+    return generate(float_backbone, STUDENT, *questions, 20, range(4))
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +125,10 @@ def test_it_writes_what_the_expert_here_would_write(teach, float_backbone, quest
     teacher = teach()
     teacher.check_answers(longest=512)
     prompts = tokenize(float_backbone.tokenizer, questions[0])["input_ids"]
-    torch.manual_seed(1)
-    first, second = teacher.answer(prompts, 60), teacher.answer(prompts, 60)
-    torch.manual_seed(1)
-    assert teacher.answer(prompts, 60) == first != second
+    first, second = teacher.answer(prompts, 60, range(4)), teacher.answer(prompts, 60, range(4, 8))
+    assert teacher.answer(prompts, 60, range(4)) == first != second
     assert {one.ended for one in first} == {True}
-    cut = teacher.answer(prompts, 3)
+    cut = teacher.answer(prompts, 3, range(4))
     assert {one.ended for one in cut} == {False}
     rollout = written(float_backbone, questions[0], [one.text for one in first], questions[1], 60, [one.ended for one in first])
     assert not rollout.capped.any()
@@ -146,14 +143,14 @@ def test_a_servers_own_cuts_are_turned_off(teach, server, questions, float_backb
     """The server would answer greedily where a request leaves it the choice."""
     (prompt, *_) = tokenize(float_backbone.tokenizer, questions[0])["input_ids"]
     assert server.defaults["top_k"] == 1
-    assert len({one.text for one in teach().answer([prompt] * 8, 12)}) > 1
+    assert len({one.text for one in teach().answer([prompt] * 8, 12, range(8))}) > 1
     request = server.requests[-1]
     assert {name: request[name] for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")} == {
         "temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
     }  # fmt: skip
     greedy = teach()
     greedy._plain = True  # the control: without vLLM's own fields those defaults hold
-    assert len({one.text for one in greedy.answer([prompt] * 8, 12)}) == 1
+    assert len({one.text for one in greedy.answer([prompt] * 8, 12, range(8))}) == 1
 
 
 @pytest.mark.parametrize("kind", ["ignored", "refused", "standard"])
@@ -164,7 +161,7 @@ def test_an_api_without_log_probs_can_be_learnt_from(teach, server, kind):
     teacher.check_answers()
     (note,) = noted
     assert note.endswith("returns no log-probs of a prompt, so whether it reads tokens as this run's base cannot be compared")
-    assert [type(one.text) for one in teacher.answer([[5, 6, 7]], 4)] == [str]
+    assert [type(one.text) for one in teacher.answer([[5, 6, 7]], 4, [0])] == [str]
     assert ("top_k" in server.requests[-1]) == (kind != "standard")
 
 

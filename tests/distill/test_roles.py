@@ -70,7 +70,7 @@ def test_scoring_changes_no_parameter_and_no_gradient(backbone, questions):
         parameter.grad = torch.full_like(parameter, 0.5)
     before = {name: parameter.detach().clone() for name, parameter in backbone.peft.named_parameters()}
     trainable = {name for name, parameter in backbone.peft.named_parameters() if parameter.requires_grad}
-    rollout = generate(backbone, STUDENT, *questions, max_new_tokens=8)
+    rollout = generate(backbone, STUDENT, *questions, 8, range(4))
     score(plain_cast(backbone, ["math", "code"]), rollout, Scale({"math": 2.0, "code": 2.0}), micro_batch_size=3, chunk_tokens=64)
     for name, parameter in backbone.peft.named_parameters():
         assert torch.equal(parameter, before[name]), name

@@ -43,8 +43,7 @@ def by_hand(backbone, rollout, alphas):
 
 @pytest.fixture(scope="module")
 def sampled_rollout(float_backbone, questions):
-    torch.manual_seed(3)
-    return generate(float_backbone, STUDENT, *questions, max_new_tokens=50)
+    return generate(float_backbone, STUDENT, *questions, 50, range(4))
 
 
 @pytest.mark.parametrize("alphas", [{"math": 2.0, "code": 2.0}, {"math": 0.5, "code": 3.0}, {"math": 1.0, "code": 0.0}])
@@ -101,7 +100,7 @@ def test_lambda_one_skips_the_reference_and_gives_the_same_step(float_backbone, 
 def test_lambda_zero_leaves_a_fresh_student_at_the_base(make_backbone, questions, quantize):
     backbone = make_backbone(quantize, student_noise=0.0)
     cast = plain_cast(backbone, ["math", "code"])
-    rollout = generate(backbone, STUDENT, *questions, max_new_tokens=30)
+    rollout = generate(backbone, STUDENT, *questions, 30, range(4))
     parameters = backbone.student_parameters()
     before = [p.detach().clone() for p in parameters]
     largest = {}
@@ -121,7 +120,7 @@ def test_lambda_zero_leaves_a_fresh_student_at_the_base(make_backbone, questions
 
 def test_the_logged_reward_and_drift_are_means_over_the_sampled_tokens(float_backbone, questions):
     """Responses of at most eight tokens are probed whole, so the logged means can be taken by hand."""
-    rollout = generate(float_backbone, STUDENT, *questions, max_new_tokens=8)
+    rollout = generate(float_backbone, STUDENT, *questions, 8, range(4))
     statistics, _, scored = step_gradient(float_backbone, rollout, {"math": 2.0, "code": 2.0})
     metrics = domain_metrics(rollout, scored, statistics)
     columns = slice(rollout.prompt_width - 1, -1)
@@ -173,7 +172,7 @@ def head_backbone(make_backbone, head_folders):
 def test_a_role_with_a_head_of_its_own_is_mixed_by_its_own_logits(head_backbone, head_folders, adapters, questions):
     """Against models loaded apart by plain PEFT, each with at most one adapter, and mixed in float64."""
     torch.manual_seed(1)
-    rollout = generate(head_backbone, STUDENT, *questions, max_new_tokens=30)
+    rollout = generate(head_backbone, STUDENT, *questions, 30, range(4))
     alphas = {"math": 2.0, "code": 1.5}
     cast = plain_cast(head_backbone, ["math", "code"])
     scored = score(cast, rollout, Scale(alphas), micro_batch_size=3, chunk_tokens=16)
@@ -207,7 +206,7 @@ def test_an_adapter_on_the_head_takes_the_slow_path_and_is_exact_there(head_back
     assert float_backbone.head_is_shared
     assert not head_backbone.head_is_shared
     torch.manual_seed(0)
-    rollout = generate(head_backbone, STUDENT, *questions, max_new_tokens=30)
+    rollout = generate(head_backbone, STUDENT, *questions, 30, range(4))
     alphas = {"math": 2.0, "code": 1.5}
     statistics, gradient, scored = step_gradient(head_backbone, rollout, alphas)
     assert not scored.mixed

@@ -84,7 +84,7 @@ def test_the_start_stays_where_it_is_while_the_student_trains(fresh, questions):
     start = backbone.hidden(START, ids, mask)
     assert torch.equal(start, backbone.hidden(STUDENT, ids, mask).detach())
     cast = plain_cast(backbone, list(ALPHAS))
-    rollout = generate(backbone, STUDENT, *questions, max_new_tokens=12)
+    rollout = generate(backbone, STUDENT, *questions, 12, range(4))
     parameters = backbone.student_parameters()
     assert {id(p) for p in backbone.peft.parameters() if p.requires_grad} == {id(p) for p in parameters}
     accumulate_gradient(cast, rollout, score(cast, rollout, Scale(ALPHAS), 4, 64), "full", 4, 64)
@@ -129,8 +129,7 @@ def test_a_start_of_too_many_ranks_is_cut_to_the_nearest_that_fits_and_says_what
 def sorted_rollout(float_backbone, questions):
     """Both domains in one piece each; `code` answers at greater length."""
     prompts, _ = questions
-    torch.manual_seed(3)
-    return generate(float_backbone, STUDENT, [prompts[i] for i in (1, 3, 0, 2)], ["code", "code", "math", "math"], max_new_tokens=30)
+    return generate(float_backbone, STUDENT, [prompts[i] for i in (1, 3, 0, 2)], ["code", "code", "math", "math"], 30, range(4))
 
 
 @pytest.fixture
@@ -168,8 +167,7 @@ def test_a_domain_that_pulls_nowhere_leaves_the_others_as_they_are(make_backbone
     backbone = make_backbone(student_noise=0.0)
     cast, scale = plain_cast(backbone, list(ALPHAS)), Scale({"math": 0.0, "code": 2.0})
     prompts, _ = questions
-    torch.manual_seed(3)
-    rollout = generate(backbone, STUDENT, [prompts[i] for i in (1, 3, 0, 2)], ["code", "code", "math", "math"], max_new_tokens=12)
+    rollout = generate(backbone, STUDENT, [prompts[i] for i in (1, 3, 0, 2)], ["code", "code", "math", "math"], 12, range(4))
     target = score(cast, rollout, scale, 4, 64)
     _, norms = accumulate_balanced(cast, rollout, target, "full", 4, 64)
     balanced = take_gradient(backbone)

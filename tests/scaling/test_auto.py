@@ -205,7 +205,7 @@ def test_a_mixed_batch_takes_what_is_predicted(adapters, tmp_path):
         return mixed
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        rollout = generate_mixture(backbone, roles, endless, prompts, ["math"] * 12, 60)
+        rollout = generate_mixture(backbone, roles, endless, prompts, ["math"] * 12, 60, range(12))
     assert rollout.response_mask.all()
     profiler.export_chrome_trace(str(tmp_path / "trace.json"))
     events = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e.get("name") == "[memory]"]
