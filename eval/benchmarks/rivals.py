@@ -26,7 +26,7 @@ from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
 from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distill.cast import plain_cast
-from gopd_merge.distill.rollout import Rollout, generate
+from gopd_merge.distill.rollout import Rollout, generate, row_seeds
 from gopd_merge.distill.target import Scale, score
 from gopd_merge.distill.update import accumulate_gradient, optimizer_step
 from gopd_merge.experts.base import Base, load_base
@@ -81,11 +81,12 @@ class Ours:
             return self._taken(lambda: self.answer(questions), **options)
 
     def answer(self, questions: Questions) -> Rollout:
-        return generate(self.backbone, STUDENT, questions.texts, self._domains(len(questions.prompts)), questions.limit)
+        count = len(questions.prompts)
+        seeds = row_seeds("side by side", count=count)
+        return generate(self.backbone, STUDENT, questions.texts, self._domains(count), questions.limit, seeds)
 
     def record(self, questions: Questions) -> Recorded:
         """What the student answers."""
-        torch.manual_seed(0)
         with planned(self.backbone.model, questions):
             rollout = self.answer(questions)
         ids = torch.split(rollout.response_ids(), rollout.response_mask.sum(1).tolist())
