@@ -73,6 +73,14 @@ def test_every_rival_finds_our_loss_and_gradient(benchmarks, folder, ours, recor
         benchmarks("parity").check_parity({"ours, λ = 1" if alpha == 1 else "ours": other, label: theirs})
 
 
+def test_in_4_bits_too(benchmarks, folder, recorded):
+    """trl rounds the student of a quantised base to bfloat16, which is undone, so that the precision is the same."""
+    mine, theirs = (
+        benchmarks("rivals").CONTENDERS[f"{who}, NF4"](folder).gradient(recorded, micro_batch=4, alpha=1.5) for who in ("ours", "A′")
+    )
+    assert max(benchmarks("parity").check_parity({"ours": mine, "A′": theirs})["A′"].values()) < 1e-5
+
+
 def test_responses_have_the_planned_lengths_whoever_samples(benchmarks, folder, recorded, questions):
     """So that whole steps of different samplers can be compared."""
     assert tuple(map(len, recorded.responses)) == questions.response_lengths

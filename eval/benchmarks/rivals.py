@@ -188,10 +188,10 @@ class Trl:
             disable_tqdm=True,
         )
         dataset = Dataset.from_list([{"prompt": text} for text in questions.texts])
+        stored = {parameter: parameter.data for parameter in self.model.parameters()}
         trainer = kind(model=self.model, teacher_model=self.teacher, args=args, train_dataset=dataset, processing_class=self.tokenizer)
-        for parameter in self.model.parameters():
-            if parameter.dtype == torch.bfloat16:  # trl rounds the adapter of a quantised model
-                parameter.data = parameter.data.float()
+        for parameter, values in stored.items():  # trl rounds the adapter of a quantised model to bfloat16
+            parameter.data = values
         return trainer
 
 
