@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert
 from gopd_merge.distill.fused import backward_in_chunks
 from gopd_merge.distill.mixture import float_logits
-from gopd_merge.distill.objective import HIDDEN, estimator_of, hidden_distance
+from gopd_merge.distill.objective import HIDDEN, gradient_of, hidden_distance
 from gopd_merge.distill.target import PROBED_TOKENS
 from gopd_merge.experts.base import load_dtypes
 from gopd_merge.experts.intake import Expert
@@ -87,6 +87,10 @@ class _Linear4bit(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         y: Tensor = _MatMul4Bit.apply(input, self.weight)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias
+
+    def dense_weight(self) -> Tensor:
+        """The copy at full precision."""
+        return torch.empty_like(self.weight)
 
 
 class Footprint:
@@ -156,11 +160,11 @@ class Footprint:
                 yield lambda cache, tokens: self._decode(model, cache, batch, tokens)
             return
         rows = [role for role in (self._roles[0], REFERENCE) for _ in range(batch)]
-        with float_logits(backbone), backbone.mixed_batch(rows) as options:
-            yield lambda cache, tokens: self._decode_mixed(cache, batch, tokens, options)
+        with float_logits(backbone), backbone.mixed_batch(rows):
+            yield lambda cache, tokens: self._decode_mixed(cache, batch, tokens)
 
-    def _decode_mixed(self, cache: DynamicCache, batch: int, tokens: int, options: dict[str, Any]) -> None:
-        scores = self._next(self._backbone.peft, cache, 2 * batch, tokens, **options)  # (2·B, V)
+    def _decode_mixed(self, cache: DynamicCache, batch: int, tokens: int) -> None:
+        scores = self._next(self._backbone.peft, cache, 2 * batch, tokens)  # (2·B, V)
         mixed = torch.einsum("r,rbv->bv", scores.new_ones(2), scores.reshape(2, batch, -1))
         drawn = _drawn(mixed).unsqueeze(1)
         torch.full_like(scores, 0.0).scatter_(1, drawn.repeat(2, 1), 1.0)
@@ -168,12 +172,12 @@ class Footprint:
     def _decode(self, model: Any, cache: DynamicCache, batch: int, tokens: int) -> None:
         _drawn(self._next(model, cache, batch, tokens))
 
-    def _next(self, model: Any, cache: DynamicCache, batch: int, tokens: int, **options: Any) -> Tensor:
+    def _next(self, model: Any, cache: DynamicCache, batch: int, tokens: int) -> Tensor:
         """(B, V) float32 logits after so many more tokens, as generate() makes them."""
         mask = torch.ones(batch, cache.get_seq_length() + tokens, dtype=torch.long)
         ids = torch.zeros(batch, tokens, dtype=torch.long)
         positions = (mask.cumsum(-1) - 1)[:, -tokens:]
-        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1, **options)
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
         logits: Tensor = out.logits[:, -1].to(torch.float32, copy=True)
         return logits
 
@@ -207,7 +211,7 @@ class Footprint:
         for parameter in backbone.student_parameters():
             parameter.grad = None
         live = LiveBytes()
-        with self._fake, live:
+        with self._fake, live, backbone.training():
             target = torch.empty(sizes.batch_size * tokens, backbone.hidden_size)  # of the whole step
             count = sizes.micro_batch_size * tokens
 
@@ -225,7 +229,7 @@ class Footprint:
                 torch.autograd.backward(hidden_distance(leaf, target[:count]).sum())
                 torch.autograd.backward(hidden, leaf.grad)
             else:
-                backward_in_chunks(hidden, ids, backbone.logits, log_q, estimator_of(estimator, top_k), count, sizes.chunk_tokens)
+                backward_in_chunks(hidden, ids, backbone.logits, log_q, gradient_of(estimator, top_k), count, sizes.chunk_tokens)
             del hidden
         return live.peak
 
