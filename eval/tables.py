@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from method_tables import TABLES
+from speed_tables import PICTURE, side_by_side_tables, write_picture
 
 from gopd_merge.report.document import read_document
 from gopd_merge.report.tables import score_table
@@ -255,6 +256,7 @@ if __name__ == "__main__":
         ("interval_coverage", coverage_table),
         ("domains", domains_table),
         ("many_experts", many_experts_table),
+        ("side_by_side", side_by_side_tables),
     ):
         if (RESULTS / f"{name}.json").is_file():
             parts += table()
@@ -269,4 +271,8 @@ if __name__ == "__main__":
     for name, table in (TABLES | {"experts": many_experts_table}).items():
         page = replace_between(page, f"results {name}", "\n".join(table()).strip())
     Path("docs/method.md").write_text(page)
+    if (RESULTS / "side_by_side.json").is_file():
+        speed = replace_between(Path("docs/speed.md").read_text(), "side by side", "\n".join(side_by_side_tables(PICTURE.name)).strip())
+        Path("docs/speed.md").write_text(speed)
+        write_picture()
     print("\n".join(parts))

@@ -148,7 +148,10 @@ class MergeConfig(BaseModel):
     memory: ByteSize | None = option(
         None, "memory that the run may take, such as 24GB; one that needs more is refused (default: what is free)", "Machine", str | None
     )
-    chunk_tokens: int = option(1024, "response tokens projected to the vocabulary at once", "Machine", ge=1)
+    chunk_tokens: int = option(256, "response tokens projected to the vocabulary at once; changes memory and time only", "Machine", ge=1)
+    activation_checkpointing: bool = option(
+        False, "keep only the input of each layer for the update's way back and compute the rest again: less memory, more time", "Machine"
+    )
     remote_patience: float = option(
         600, "seconds to wait for the server of a remote expert that does not answer, before the run ends", "Machine", ge=0
     )

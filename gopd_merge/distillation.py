@@ -107,6 +107,7 @@ def distill(cast: Cast, config: MergeConfig, inputs: Inputs, log: Path, clock: C
     """The loop: answer, score, update, log. Returns the last step's metrics and the number of response tokens seen."""
     mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed, _order(config), config.steps)
     parameters = cast.backbone.student_parameters()
+    cast.backbone.recompute_activations(config.activation_checkpointing)
     assert config.learning_rate is not None  # merge() has settled it
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(  # rises over the warm-up, falls to zero at the end

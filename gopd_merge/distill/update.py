@@ -9,9 +9,10 @@ from torch import Tensor
 
 from gopd_merge.config import BASE
 from gopd_merge.distill.backbone import STUDENT
+from gopd_merge.distill.batches import micro_batches
 from gopd_merge.distill.cast import Cast
 from gopd_merge.distill.fused import TokenStatistics, backward_in_chunks, backward_through_hidden
-from gopd_merge.distill.objective import HIDDEN, estimator_of, reverse_kl
+from gopd_merge.distill.objective import HIDDEN, gradient_of
 from gopd_merge.distill.rollout import Rollout
 from gopd_merge.distill.target import Target
 from gopd_merge.errors import GopdError
@@ -28,35 +29,37 @@ def accumulate_gradient(
     chunk_tokens: int,
     top_k: int = 64,
     rows: range | None = None,
+    weights: Tensor | None = None,
 ) -> TokenStatistics:
     """Add the gradient of the step's mean loss to the student's parameters. The micro-batch and chunk size change no value.
 
-    With `rows` only these rows' part of it, of a step of the same number of tokens.
+    With `rows` only these rows' part of it, of a step of the same number of tokens. `weights` (N,) multiply each token's loss; None: 1.
     """
-    rows = rows or range(len(rollout.domains))
     # A server tells k + 1 buckets: other k tokens of that target would mix them up. The loss is then made of the target as it is.
     in_buckets = estimator == "topk" and bool(target.known)
-    loss = reverse_kl if in_buckets else estimator_of(estimator, top_k)
+    of_logits = gradient_of("full" if in_buckets else estimator, top_k)
     num_tokens = rollout.num_tokens
     statistics = []
-    first = int(rollout.response_mask[: rows.start].sum())  # the micro-batch's first token among those of the rollout
-    for start in range(rows.start, rows.stop, micro_batch_size):
-        part = rollout.rows(start, min(start + micro_batch_size, rows.stop))
-        hidden = part.predicting(cast.backbone.hidden(STUDENT, part.ids, part.attention_mask))  # (n, H)
-        tokens = torch.arange(first, first + len(hidden), device=hidden.device)
+    parts = list(micro_batches(rollout, micro_batch_size, rows))
+    with cast.float_heads(), cast.backbone.training():
+        for part in parts:
+            hidden = part.predicting(cast.backbone.hidden(STUDENT, part.ids))  # (n, H)
+            tokens = part.tokens
 
-        def log_q(rows: slice | Tensor, logits: Tensor, tokens: Tensor = tokens) -> Tensor:
-            return target.log_probs(cast, tokens[rows], logits, top_k if in_buckets else 0)
+            def log_q(rows: slice | Tensor, logits: Tensor, tokens: Tensor = tokens) -> Tensor:
+                return target.log_probs(cast, tokens[rows], logits, top_k if in_buckets else 0)
 
-        ids, head = part.response_ids(), cast.student_logits
-        if estimator == HIDDEN:
-            measured = torch.isin(tokens, target.probed).nonzero().squeeze(1)
-            mixed = target.mixed[BASE][tokens]
-            statistics.append(backward_through_hidden(hidden, mixed, ids, head, log_q, measured, num_tokens))
-        else:
-            statistics.append(backward_in_chunks(hidden, ids, head, log_q, loss, num_tokens, chunk_tokens))
-        first += len(hidden)
-    return TokenStatistics.joined(statistics)
+            ids, head = part.response_ids(), cast.student_logits
+            weight = None if weights is None else weights[tokens]
+            if estimator == HIDDEN:
+                measured = torch.isin(tokens, target.probed).nonzero().squeeze(1)
+                mixed = target.mixed[BASE][tokens]
+                statistics.append(backward_through_hidden(hidden, mixed, ids, head, log_q, measured, num_tokens, weight))
+            else:
+                statistics.append(backward_in_chunks(hidden, ids, head, log_q, of_logits, num_tokens, chunk_tokens, weight))
+            del hidden  # before the next micro-batch runs
+    found = TokenStatistics.joined(statistics)
+    return found.of(torch.cat([part.tokens for part in parts]).argsort()) if parts else found
 
 
 def accumulate_balanced(
