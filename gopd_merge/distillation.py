@@ -31,6 +31,7 @@ from gopd_merge.distill.update import (
     accumulate_gradient,
     default_learning_rate,
     domain_metrics,
+    importance_metrics,
     mean_kl,
     optimizer_step,
 )
@@ -139,6 +140,7 @@ def distill(cast: Cast, config: MergeConfig, inputs: Inputs, log: Path, clock: C
             "kl_to_target": mean_kl(statistics),
             "grad_norm": grad_norm,
             **({"grad_norm_by_domain": norms} if norms else {}),
+            **importance_metrics(rollout, statistics),
             "learning_rate": used_rate,
             "tokens_per_second": rollout.num_tokens / (time.perf_counter() - started),
             "memory_bytes": peak_memory(cast.backbone.device),

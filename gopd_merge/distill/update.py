@@ -12,7 +12,7 @@ from gopd_merge.distill.backbone import STUDENT
 from gopd_merge.distill.batches import micro_batches
 from gopd_merge.distill.cast import Cast
 from gopd_merge.distill.fused import TokenStatistics, backward_in_chunks, backward_through_hidden
-from gopd_merge.distill.objective import HIDDEN, gradient_of
+from gopd_merge.distill.objective import HIDDEN, MOST_IMPORTANT, gradient_of, importance
 from gopd_merge.distill.rollout import Rollout
 from gopd_merge.distill.target import Target
 from gopd_merge.errors import GopdError
@@ -29,16 +29,15 @@ def accumulate_gradient(
     chunk_tokens: int,
     top_k: int = 64,
     rows: range | None = None,
-    weights: Tensor | None = None,
 ) -> TokenStatistics:
     """Add the gradient of the step's mean loss to the student's parameters. The micro-batch and chunk size change no value.
 
-    With `rows` only these rows' part of it, of a step of the same number of tokens. `weights` (N,) multiply each token's loss; None: 1.
+    With `rows` only these rows' part of it, of a step of the same number of tokens.
     """
     # A server tells k + 1 buckets: other k tokens of that target would mix them up. The loss is then made of the target as it is.
     in_buckets = estimator == "topk" and bool(target.known)
     of_logits = gradient_of("full" if in_buckets else estimator, top_k)
-    num_tokens = rollout.num_tokens
+    num_tokens, engine_log_probs = rollout.num_tokens, rollout.engine_log_probs()
     statistics = []
     parts = list(micro_batches(rollout, micro_batch_size, rows))
     with cast.float_heads(), cast.backbone.training():
@@ -50,13 +49,13 @@ def accumulate_gradient(
                 return target.log_probs(cast, tokens[rows], logits, top_k if in_buckets else 0)
 
             ids, head = part.response_ids(), cast.student_logits
-            weight = None if weights is None else weights[tokens]
+            engine = None if engine_log_probs is None else engine_log_probs[tokens]
             if estimator == HIDDEN:
                 measured = torch.isin(tokens, target.probed).nonzero().squeeze(1)
                 mixed = target.mixed[BASE][tokens]
-                statistics.append(backward_through_hidden(hidden, mixed, ids, head, log_q, measured, num_tokens, weight))
+                statistics.append(backward_through_hidden(hidden, mixed, ids, head, log_q, measured, num_tokens, chunk_tokens, engine))
             else:
-                statistics.append(backward_in_chunks(hidden, ids, head, log_q, of_logits, num_tokens, chunk_tokens, weight))
+                statistics.append(backward_in_chunks(hidden, ids, head, log_q, of_logits, num_tokens, chunk_tokens, engine))
             del hidden  # before the next micro-batch runs
     found = TokenStatistics.joined(statistics)
     return found.of(torch.cat([part.tokens for part in parts]).argsort()) if parts else found
@@ -139,6 +138,16 @@ def domain_metrics(rollout: Rollout, target: Target, statistics: TokenStatistics
             "hidden_grad_norm": float(statistics.squared_gradient[tokens].sum().sqrt()),
         }
     return metrics
+
+
+def importance_metrics(rollout: Rollout, statistics: TokenStatistics) -> dict[str, float | None]:
+    """How far the engine that drew the tokens is from the student: their mean weight, and the share that the limit cut. Else nothing."""
+    engine_log_probs = rollout.engine_log_probs()
+    if engine_log_probs is None:
+        return {}
+    known = ~statistics.log_prob.isnan()
+    weights = importance(statistics.log_prob[known], engine_log_probs[known])
+    return {"importance_mean": _mean(weights), "importance_clipped": _mean((weights == MOST_IMPORTANT).float())}
 
 
 def mean_kl(statistics: TokenStatistics) -> float | None:
