@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
 WAITING = timedelta(hours=1)  # longest that one process may be behind another
-SAVING = timedelta(seconds=10)  # within which the first process has saved what it holds, if it is alive: the launcher kills after 30
+SAVING = timedelta(seconds=5)  # within which the first process has saved what it holds, if it is alive: the launcher kills after 30
 AT_ONCE = timedelta(milliseconds=10)
 SPEAKING = timedelta(seconds=5)  # within which the first process meets an error that all of them meet
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
@@ -132,7 +132,8 @@ class Processes:
 
         if dist.is_initialized():
             raise InputError(
-                "torch.distributed has a process group already; call merge() before anything that makes one, or in one process"
+                f"process {self.rank}: torch.distributed has a process group already; call merge() before anything that makes one, or in "
+                "one process"
             )
         _end_with_the_launcher()
         number = next(_groups)  # a second run in the same program must not meet what the first one left in the store

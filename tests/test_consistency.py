@@ -125,7 +125,7 @@ def test_a_contradiction_is_one_line_that_names_both_sides_and_each_way_out_work
 
 
 def test_every_rule_has_been_broken_here_by_itself():
-    rules = [getattr(consistency, name) for name in ("_of_method", "_of_alpha", "_of_teachers", "_of_bases", "_of_remote")]
+    rules = [getattr(consistency, name) for name in ("_of_method", "_of_alpha", "_of_teachers", "_of_bases", "_of_remote", "_of_machine")]
     found = {}
     for options, _, _ in REFUSED:
         given = {"experts": EXPERTS, **options}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gopd_merge import MergeConfig, distillation, merge
 from gopd_merge.cli import main
+from gopd_merge.comparison.training import renew_student
 from gopd_merge.distill.sharding import held_bytes
 from gopd_merge.errors import GopdError
 from gopd_merge.parallel import Processes, launched
@@ -17,10 +18,21 @@ from gopd_merge.plan import read_inputs
 
 SUM, CHECK = Processes.sum_gradients, Processes.check_same
 DISTILL = distillation.distill
+BACKBONES = {}
 
 
 def note(output, name, content):
     Path(f"{output}.{name}-{launched().rank}.json").write_text(json.dumps(content))
+
+
+def loaded(config, inputs):
+    """A backbone with a fresh student; one that another merge has used, where there is one of the kind."""
+    kind = (config.quantize, *config.experts)
+    if kind in BACKBONES and not config.shard_base:
+        renew_student(BACKBONES[kind], inputs, config.seed)
+    else:
+        BACKBONES[kind] = distillation.load_backbone(config, inputs)
+    return BACKBONES[kind]
 
 
 def play(output, options, fault):
@@ -38,10 +50,11 @@ def play(output, options, fault):
     config = MergeConfig(output=Path(output), **options)
     inputs = read_inputs(config)
     try:
-        merge(config, None, inputs, distillation.load_backbone(config, inputs))  # a loaded one needs no plan, which takes seconds
+        merge(config, None, inputs, loaded(config, inputs))  # a loaded one needs no plan, which takes seconds
     except GopdError as error:
         note(output, "raised", [type(error).__name__, str(error)])
 
 
-for case in json.loads(sys.argv[1]):
-    play(*case)
+if __name__ == "__main__":
+    for case in json.loads(sys.argv[1]):
+        play(*case)

@@ -143,84 +143,75 @@ def wait_until(holds, seconds=30):
         time.sleep(0.05)
 
 
-SCENARIOS = ("exchanges", "all_fail", "one_fails", "all_are_stopped")  # of group.py
-
-
-def play(folder, *scenarios):
-    """The exit codes of three processes that play these, and by scenario what each of them said; None of one that is dead."""
-    # As the launcher's agent holds it, so that it outlives the first process.
-    agent = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agent.port)}
-    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-I", Path(__file__).with_name("group.py"), folder, *scenarios]
-    processes = [subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(3)]
-    codes = [process.wait(120) for process in processes]
-
-    def read(path):
-        return json.loads(path.read_text()) if path.exists() else None
-
-    return codes, {name: [read(folder / f"{name}-{rank}.json") for rank in range(3)] for name in scenarios}
+SCENARIOS = ("exchanges", "all_fail", "one_fails", "all_are_stopped", "the_last_dies", "the_first_dies")  # of group.py
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    codes, said = play(tmp_path_factory.mktemp("group"), *SCENARIOS)
-    assert codes == [0, 0, 0]
-    return said
+    """By scenario: what each of four processes said; None of one that is dead."""
+    folder = tmp_path_factory.mktemp("group")
+    # As the launcher's agent holds it, so that it outlives the first process.
+    agent = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agent.port)}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-I", Path(__file__).with_name("group.py"), folder, *SCENARIOS]
+    processes = [subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(4)]
+    assert [process.wait(120) for process in processes] == [-signal.SIGKILL, 0, 0, -signal.SIGKILL]
+
+    def read(path):
+        return json.loads(path.read_text()) if path.exists() else None
+
+    return {name: [read(folder / f"{name}-{rank}.json") for rank in range(4)] for name in SCENARIOS}
 
 
 @pytest.mark.slow
 def test_gradients_are_summed_and_values_gathered_everywhere(told):
     for said in told["exchanges"]:
-        assert said["gradients"] == [[[4.0] * 3] * 2, [0.0, 4.0, 8.0, 12.0]]  # 1 + 3: the second had none
-        assert said["gathered"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
+        assert said["gradients"] == [[[8.0] * 3] * 2, [0.0, 8.0, 16.0, 24.0]]  # 1 + 3 + 4: the second had none
+        assert said["gathered"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}, {"rank": 3}]
 
 
 @pytest.mark.slow
 def test_another_student_is_noticed_by_all_and_named(told):
     for said in told["exchanges"]:
-        assert said["differs"].startswith("process 2 of 3 holds another student")
+        assert said["differs"].startswith("process 2 of 4 holds another student")
 
 
 @pytest.mark.slow
 def test_an_error_of_all_is_said_once_by_the_first(told):
     raised = [said["raised"] for said in told["all_fail"]]
-    assert raised == [["GopdError", "the gradient is not finite", 1], ["Unspoken", "", 1], ["Unspoken", "", 1]]
+    assert raised == [["GopdError", "the gradient is not finite", 1], *[["Unspoken", "", 1]] * 3]
 
 
 @pytest.mark.slow
 def test_an_error_of_one_is_said_by_it_and_the_first_saves_and_says_that_it_ended(told):
-    first, second, third = told["one_fails"]
+    first, second, third, fourth = told["one_fails"]
     assert third["raised"] == ["GopdError", "its server is gone", 1]
     assert first["raised"][0] == "ProcessLost"
     assert first["saved"]
-    assert second == {"raised": ["Unspoken", "", 1]}
+    assert second == fourth == {"raised": ["Unspoken", "", 1]}
     assert "saved" not in third
 
 
 @pytest.mark.slow
-def test_where_another_is_dead_the_first_saves_and_speaks(tmp_path):
-    codes, said = play(tmp_path, "another_dies")
-    assert codes == [0, -signal.SIGKILL, 0]
-    first, second, third = said["another_dies"]
+def test_where_another_is_dead_the_first_saves_and_speaks(told):
+    first, second, third, fourth = told["the_last_dies"]
     assert (first["saved"], first["raised"][0]) == (True, "ProcessLost")
-    assert second is None
-    assert third == {"raised": ["Unspoken", "", 1]}
+    assert second == third == {"raised": ["Unspoken", "", 1]}
+    assert fourth is None
 
 
 @pytest.mark.slow
-def test_where_the_first_is_dead_one_of_the_others_saves_and_speaks(tmp_path):
-    codes, said = play(tmp_path, "the_first_dies")
-    assert codes == [-signal.SIGKILL, 0, 0]
-    _, *others = said["the_first_dies"]
-    assert sorted("saved" in one for one in others) == [False, True]
-    for one in others:
-        assert one["raised"][0] == ("ProcessLost" if "saved" in one else "Unspoken")
+def test_where_the_first_is_dead_one_of_the_others_saves_and_speaks(told):
+    first, *others, _ = told["the_first_dies"]
+    assert first is None
+    assert sorted("saved" in said for said in others) == [False, True]
+    for said in others:
+        assert said["raised"][0] == ("ProcessLost" if "saved" in said else "Unspoken")
 
 
 @pytest.mark.slow
 def test_a_signal_to_all_keeps_its_exit_code_and_the_first_saves(told):
-    codes = [said["raised"][2] for said in told["all_are_stopped"]]
-    assert codes == [143] * 3
-    assert ["saved" in said for said in told["all_are_stopped"]] == [True, False, False]
-    assert [said["raised"][0] for said in told["all_are_stopped"]] == ["Interrupted", "Unspoken", "Unspoken"]
+    assert [said["raised"][2] for said in told["all_are_stopped"]] == [143] * 4
+    assert ["saved" in said for said in told["all_are_stopped"]] == [True, False, False, False]
+    assert [said["raised"][0] for said in told["all_are_stopped"]] == ["Interrupted", *["Unspoken"] * 3]
