@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install install-dev merge test test-vllm check format adapters fuzz soak lock measure measure-method clean
+.PHONY: install install-dev merge test test-vllm check format adapters fuzz soak lock measure measure-method measure-speed clean
 
 install: .venv/installed  ## the command, in .venv
 
@@ -52,6 +52,11 @@ measure-method: install  ## the tables of docs/method.md (half a day; it can be 
 	$(BIN)/python eval/domains/train.py --output eval/work/experts
 	$(BIN)/python eval/many_experts.py
 	$(BIN)/python eval/estimator_cost.py
+	$(BIN)/python eval/tables.py
+
+measure-speed: install-dev  ## the section "Side by side" of docs/speed.md (half an hour on two idle cores; it can be stopped and given again)
+	$(BIN)/python eval/benchmarks/side_by_side.py
+	$(BIN)/python eval/benchmarks/side_by_side.py --nf4 --model smollm2-135m --fill ragged --work tuning scoring
 	$(BIN)/python eval/tables.py
 
 fuzz: install-dev  ## ten minutes of coverage-guided fuzzing of what reads adapters

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from method_tables import TABLES
+from speed_tables import PICTURE, side_by_side_tables, write_picture
 
 from gopd_merge.report.document import read_document
 from gopd_merge.report.tables import score_table
@@ -303,6 +304,7 @@ if __name__ == "__main__":
         ("interval_coverage", coverage_table),
         ("domains", domains_table),
         ("many_experts", many_experts_table),
+        ("side_by_side", side_by_side_tables),
     ):
         if (RESULTS / f"{name}.json").is_file():
             parts += table()
@@ -323,4 +325,8 @@ if __name__ == "__main__":
     if (RESULTS / "soak.json").is_file():
         page = Path("docs/runs.md")
         page.write_text(replace_between(page.read_text(), "soak", "\n".join(soak_table())))
+    if (RESULTS / "side_by_side.json").is_file():
+        speed = replace_between(Path("docs/speed.md").read_text(), "side by side", "\n".join(side_by_side_tables(PICTURE.name)).strip())
+        Path("docs/speed.md").write_text(speed)
+        write_picture()
     print("\n".join(parts))

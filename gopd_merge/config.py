@@ -168,12 +168,15 @@ class MergeConfig(BaseModel):
         "several processes of accelerate launch: each holds a part of every layer of the base, for one that does not fit a device (FSDP2)",
         "Machine",
     )
-    chunk_tokens: int = option(1024, "response tokens projected to the vocabulary at once", "Machine", ge=1)
+    chunk_tokens: int = option(256, "response tokens projected to the vocabulary at once; changes memory and time only", "Machine", ge=1)
     rollout: str = option(
         HF,
         "who samples the student's answers: hf = the base that is loaded, vllm = vLLM, which this run starts beside it, or a running vllm "
         "serve at http://HOST:PORT/v1 that loads the student anew every step",
         "Machine",
+    )
+    activation_checkpointing: bool = option(
+        False, "keep only the input of each layer for the update's way back and compute the rest again: less memory, more time", "Machine"
     )
     remote_patience: float = option(
         600,

@@ -25,7 +25,7 @@ from gopd_merge.distill.checkpoint import Checkpoints
 from gopd_merge.distill.course import Course, Part
 from gopd_merge.distill.forgetting import Forgetting, Sizes, Turn, forgetting_text
 from gopd_merge.distill.fused import TokenStatistics
-from gopd_merge.distill.metrics import Domains, added, domain_metrics, domain_sums, mean_kl
+from gopd_merge.distill.metrics import Domains, added, domain_metrics, domain_sums, step_metrics
 from gopd_merge.distill.reward_scale import Controller
 from gopd_merge.distill.reward_scale import schedule as on_a_line
 from gopd_merge.distill.rollout import Rollout, joined, row_seeds, unasked
@@ -180,7 +180,7 @@ def distill(
                 row: dict[str, Any] = {
                     "step": step + 1,
                     "skipped": skipping.total,
-                    "kl_to_target": None if skipped else mean_kl(sums),
+                    **step_metrics({} if skipped else sums),
                     "grad_norm": None if skipped else grad_norm,
                     **({"grad_norm_by_domain": norms} if norms and not skipped else {}),
                     "learning_rate": used_rate,
@@ -378,6 +378,7 @@ def train_student(
     """
     learning_rate = config.learning_rate or default_learning_rate(backbone.hidden_size)
     config = config.model_copy(update={"learning_rate": learning_rate})
+    backbone.recompute_activations(config.activation_checkpointing)
     checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint_every, config.checkpoint_minutes, config.keep_checkpoints)
 
     def save_while_waiting() -> None:  # for a server; from any thread

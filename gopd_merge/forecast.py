@@ -212,6 +212,8 @@ class Forecast:
         """By part, for other options on the same inputs. Raises NotEstimatedError."""
         try:
             return self._memory_with(config)
+        except InputError:
+            raise
         except Exception as error:  # a model's own code may not run on tensors without values
             cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise NotEstimatedError(
@@ -240,7 +242,7 @@ class Forecast:
             del phases["rollout"]
         if config.method not in LEARNT_BY_HEART:
             phases["score"] = max(one.score(sizes, apart, ratios) for one in (shape, *self._others(config.quantize)))
-        phases["update"] = shape.update(sizes, config.estimator, config.top_k, apart)
+        phases["update"] = shape.update(sizes, config.estimator, config.top_k, apart, config.activation_checkpointing)
         questions = replace(sizes, batch_size=config.batch_size, max_new_tokens=config.max_new_tokens)  # no horizon, no shares
         if self.work.probed_answers:  # every question is a row of the expert and one of the base
             phases["probe"] = shape.mixture(replace(questions, prompt_tokens=self.work.longest_probed_prompt))
@@ -330,6 +332,8 @@ def check_lengths(domain: str, lengths: Sequence[int], max_new_tokens: int, cont
 def smaller_runs(config: MergeConfig) -> Iterator[list[dict[str, Any]]]:
     """Ladders of options, each rung with less memory: first those that change no result, then each with one change that does."""
     changes: list[dict[str, Any]] = [{}]
+    if not config.activation_checkpointing:
+        changes.append({"activation_checkpointing": True})
     if config.quantize == "none":
         changes.append({"quantize": "nf4"})
     size = config.batch_size
@@ -379,4 +383,5 @@ def resident_memory() -> int:
 
 def flags(options: Mapping[str, Any]) -> str:
     """As they are written on the command line."""
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
+    given = {name.replace("_", "-"): value for name, value in options.items()}
+    return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items())

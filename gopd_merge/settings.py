@@ -18,6 +18,7 @@ ASIDE = {
     *("experts", "base", "prompts", "allow_noop"),  # by what was found there
     *("output", "overwrite", "eval", "eval_prompts", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"),
     *("micro_batch_size", "chunk_tokens", "memory", "remote_patience", "unsafe_exec", "device", "shard_base", "stop_on_divergence"),
+    "activation_checkpointing",
 }
 SAMPLES, SAMPLE_BYTES = 256, 4096  # of each file of weights
 

@@ -203,17 +203,17 @@ class Backbone:
                 stack.enter_context(recomputed(layers_of(self.model)))
             yield
 
-    def recompute_activations(self) -> None:
-        """From now on `training` keeps no more than each layer's input, and runs every layer again on the way back.
+    def recompute_activations(self, wanted: bool = True) -> None:
+        """Whether `training` keeps no more than each layer's input from now on, and runs every layer again on the way back.
 
         Raises InputError for a model of which Transformers does not say what its layers are.
         """
-        if not layers_of(self.model):
+        if wanted and not layers_of(self.model):
             raise InputError(
                 f"--activation-checkpointing: Transformers does not say what the layers of {type(self.model).__name__} are; "
                 "leave it out, and take a smaller --micro-batch-size"
             )
-        self.recomputes_activations = True
+        self.recomputes_activations = wanted
 
     @property
     def hidden_size(self) -> int:

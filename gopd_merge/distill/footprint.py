@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert, layers_of
-from gopd_merge.distill.fused import backward_in_chunks
+from gopd_merge.distill.fused import backward_in_chunks, normalise_
 from gopd_merge.distill.mixture import float_logits
 from gopd_merge.distill.objective import HIDDEN, gradient_of, hidden_distance
 from gopd_merge.distill.target import PROBED_TOKENS
@@ -196,9 +196,9 @@ class Footprint:
             left = torch.zeros(kept * sizes.batch_size * tokens, self._backbone.hidden_size)
             roles = [self._roles[i % len(self._roles)] for i in range(rows)] if self._roles else []
             roles = sorted([*roles, *[REFERENCE] * rows])
-            hidden = self._backbone.hidden(roles, *_ids(len(roles), sizes))
-            own = hidden[:, sizes.prompt_tokens - 1 : -1].reshape(-1, hidden.shape[-1])
-            self._backbone.logits(own[: rows * PROBED_TOKENS], roles[0]).log_softmax(-1)
+            hidden = self._backbone.hidden(roles, _ids(len(roles), sizes))
+            own = hidden.flatten(0, 1)[torch.arange(len(roles) * tokens)]  # any places will do
+            normalise_(self._backbone.logits(own[: min(rows * PROBED_TOKENS, sizes.chunk_tokens)], roles[0]))
             if ratios:
                 log_probs = [self._backbone.logits(own[: sizes.chunk_tokens], roles[0]).log_softmax(-1) for _ in range(2)]
                 torch.stack(log_probs).exp().sum(-1)
@@ -207,31 +207,39 @@ class Footprint:
             del part, hidden, left
         return live.peak
 
-    def update(self, sizes: Sizes, estimator: str, top_k: int = 64, apart: bool = False) -> int:
-        """Forward and backward of one micro-batch, the gradients of the student included."""
+    def update(self, sizes: Sizes, estimator: str, top_k: int = 64, apart: bool = False, recompute: bool = False) -> int:
+        """Forward and backward of one micro-batch, the gradients of the student included.
+
+        `apart`: the target is projected once for each role. `recompute`: only the layers' inputs are kept for the way back.
+        """
         backbone, tokens = self._backbone, sizes.max_new_tokens
+        backbone.recompute_activations(recompute)
         for parameter in backbone.student_parameters():
             parameter.grad = None
         live = LiveBytes()
-        with self._fake, live, backbone.training():
+        with self._fake, live, backbone.float_head(), backbone.training():
             target = torch.empty(sizes.batch_size * tokens, backbone.hidden_size)  # of the whole step
             count = sizes.micro_batch_size * tokens
+            places = torch.arange(count)  # any will do
 
             def log_q(rows: slice, logits: Tensor) -> Tensor:
                 part = target[:count][rows]
                 if not apart and backbone.head_is_shared:
-                    return backbone.logits(part).log_softmax(-1)
-                return (backbone.logits(part, *self._roles[:1]) + backbone.logits(part, REFERENCE)).log_softmax(-1)
+                    return normalise_(backbone.logits(part))
+                return normalise_(backbone.logits(part, *self._roles[:1]) + backbone.logits(part, REFERENCE))
 
-            hidden = backbone.hidden(STUDENT, *_ids(sizes.micro_batch_size, sizes))
-            hidden = hidden[:, sizes.prompt_tokens - 1 : -1].reshape(count, -1)  # (n, H)
+            hidden = backbone.hidden(STUDENT, _ids(sizes.micro_batch_size, sizes)).flatten(0, 1)[places]  # (n, H)
             ids = torch.zeros(count, dtype=torch.long)
             if estimator == HIDDEN:
                 leaf = hidden.detach().requires_grad_()
                 torch.autograd.backward(hidden_distance(leaf, target[:count]).sum())
                 torch.autograd.backward(hidden, leaf.grad)
-            else:
-                backward_in_chunks(hidden, ids, backbone.logits, log_q, gradient_of(estimator, top_k), count, sizes.chunk_tokens)
+            else:  # chunks are alike: one tells the most that there is
+                rest = torch.empty(max(0, count - sizes.chunk_tokens), backbone.hidden_size)  # of the gradient
+                chunk = slice(min(count, sizes.chunk_tokens))
+                of_logits = gradient_of(estimator, top_k)
+                backward_in_chunks(hidden[chunk], ids[chunk], backbone.logits, log_q, of_logits, count, sizes.chunk_tokens)
+                del rest
             del hidden
         return live.peak
 
@@ -241,9 +249,8 @@ def _drawn(logits: Tensor) -> Tensor:
     return torch.empty_like(logits).exponential_().log_().mul_(-1).add_(logits).argmax(-1)
 
 
-def _ids(rows: int, sizes: Sizes) -> tuple[Tensor, Tensor]:
-    ids = torch.zeros(rows, sizes.prompt_tokens + sizes.max_new_tokens, dtype=torch.long)
-    return ids, torch.ones_like(ids)
+def _ids(rows: int, sizes: Sizes) -> Tensor:
+    return torch.zeros(rows, sizes.prompt_tokens + sizes.max_new_tokens, dtype=torch.long)
 
 
 def _stored(model: nn.Module) -> int:

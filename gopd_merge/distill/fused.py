@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from gopd_merge.distill.objective import OfLogits, hidden_distance
+from gopd_merge.distill.objective import OfLogits, hidden_distance, importance
 
 CACHED_BLOCK = 4 << 20  # bytes of logits that are worked on at once on a CPU
-LARGE_BLOCK = 64 << 20  # on other devices, which need more at once to be busy
+LARGE_BLOCK = 32 << 20  # on other devices, which need more at once to be busy
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def backward_in_chunks(
     gradient_of_logits: OfLogits,
     num_tokens: int,
     chunk_tokens: int,
-    weights: Tensor | None = None,
+    engine_log_probs: Tensor | None = None,
 ) -> TokenStatistics:
-    """Add the gradient of `sum(weights · loss) / num_tokens` to everything that made `hidden` (and to the head, if it trains).
+    """Add the gradient of `sum(loss) / num_tokens` to everything that made `hidden` (and to the head, if it trains).
 
     Args:
         hidden: (N, H) last hidden states of the student, with their graph.
@@ -58,21 +58,18 @@ def backward_in_chunks(
         gradient_of_logits: the loss's, of `objective.gradient_of`.
         num_tokens: response tokens of the whole step, not of this micro-batch, so that splitting changes nothing.
         chunk_tokens: rows projected at once; changes memory, not the result.
-        weights: (N,) what each token's loss is multiplied by; None: 1.
+        engine_log_probs: (N,) of the sampled tokens as another engine drew them: each token's loss is multiplied by its importance.
     """
     gradient = torch.empty_like(hidden)
-    factors = torch.full((len(hidden), 1), 1 / num_tokens, dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-    if weights is not None:
-        factors *= weights.unsqueeze(-1)
     statistics = []
     for start in range(0, len(hidden), chunk_tokens):
         rows = slice(start, start + chunk_tokens)
         chunk = hidden[rows].detach().requires_grad_()  # (n, H)
         logits = head(chunk)  # (n, V), with the head's graph alone
         with torch.no_grad():
-            found, of_logits = _in_blocks(
-                logits.detach(), target_log_probs(rows, logits.detach()), ids[rows], gradient_of_logits, factors[rows]
-            )
+            engine = None if engine_log_probs is None else engine_log_probs[rows]
+            log_q = target_log_probs(rows, logits.detach())  # (n, V)
+            found, of_logits = _in_blocks(logits.detach(), log_q, ids[rows], gradient_of_logits, num_tokens, engine)
         torch.autograd.backward(logits, of_logits)
         assert chunk.grad is not None
         gradient[rows] = chunk.grad
@@ -90,9 +87,12 @@ def backward_through_hidden(
     target_log_probs: Callable[[Tensor, Tensor], Tensor],
     measured: Tensor,
     num_tokens: int,
-    weights: Tensor | None = None,
+    chunk_tokens: int,
+    engine_log_probs: Tensor | None = None,
 ) -> TokenStatistics:
     """The same for the estimator `hidden`, without any projection but that of the tokens `measured` (M,), for the statistics.
+
+    Tokens that another engine drew are projected all the same, for their importance.
 
     Args:
         mixed: (N, H) the target's mixed hidden states.
@@ -100,8 +100,13 @@ def backward_through_hidden(
         The others as for `backward_in_chunks`.
     """
     leaf = hidden.detach().requires_grad_()
-    loss = hidden_distance(leaf, mixed)
-    torch.autograd.backward((loss if weights is None else loss * weights).sum() / num_tokens)
+    loss = hidden_distance(leaf, mixed)  # (N,)
+    if engine_log_probs is not None:
+        with torch.no_grad():
+            chunks = zip(torch.split(leaf, chunk_tokens), torch.split(ids, chunk_tokens), strict=True)
+            log_probs = [head(part).log_softmax(-1).gather(-1, of.unsqueeze(-1)).squeeze(-1) for part, of in chunks]
+        loss = loss * importance(torch.cat(log_probs), engine_log_probs)
+    torch.autograd.backward(loss.sum() / num_tokens)
     assert leaf.grad is not None
     torch.autograd.backward(hidden, leaf.grad)
     unknown = torch.full((4, len(hidden)), float("nan"), device=hidden.device)
@@ -121,9 +126,14 @@ def normalise_(logits: Tensor) -> Tensor:
 
 
 def _in_blocks(
-    logits: Tensor, log_q: Tensor, ids: Tensor, gradient_of_logits: OfLogits | None = None, factors: Tensor | None = None
+    logits: Tensor,
+    log_q: Tensor,
+    ids: Tensor,
+    gradient_of_logits: OfLogits | None = None,
+    num_tokens: int = 1,
+    engine_log_probs: Tensor | None = None,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """KL, entropy and log-probability of every row (n,); and log_q's memory, in which now stands the gradient times `factors` (n, 1)."""
+    """KL, entropy and log-probability of every row (n,); and log_q's memory, in which now stands the gradient, its part of the mean."""
     found = []
     rows = _block_rows(logits)
     for start in range(0, len(logits), rows):
@@ -132,11 +142,15 @@ def _in_blocks(
         of_target, sampled = log_q[at], ids[at]
         p = log_p.exp()
         kl = (log_p - of_target).mul_(p).sum(-1).clamp(min=0)  # rounding can make a KL of zero slightly negative
-        found.append((kl, -p.mul_(log_p).sum(-1), log_p.gather(-1, sampled.unsqueeze(-1)).squeeze(-1)))
-        if gradient_of_logits is not None and factors is not None:
-            of_target.copy_(gradient_of_logits(log_p, of_target, sampled).mul_(factors[at]))
-    kl, entropy, log_prob = (torch.cat(column) for column in zip(*found, strict=True))
-    return (kl, entropy, log_prob), log_q
+        log_prob = log_p.gather(-1, sampled.unsqueeze(-1)).squeeze(-1)
+        found.append((kl, -p.mul_(log_p).sum(-1), log_prob))
+        if gradient_of_logits is not None:
+            factor = torch.full_like(log_prob, 1 / num_tokens)  # (b,)
+            if engine_log_probs is not None:
+                factor *= importance(log_prob, engine_log_probs[at])
+            of_target.copy_(gradient_of_logits(log_p, of_target, sampled).mul_(factor.unsqueeze(-1)))
+    kl, entropy, log_probs = (torch.cat(column) for column in zip(*found, strict=True))
+    return (kl, entropy, log_probs), log_q
 
 
 def _block_rows(logits: Tensor) -> int:

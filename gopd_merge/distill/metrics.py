@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from gopd_merge.distill.fused import TokenStatistics
+from gopd_merge.distill.objective import MOST_IMPORTANT, importance
 from gopd_merge.distill.rollout import Rollout
 from gopd_merge.distill.target import Target
 
 Domains = Mapping[str, Mapping[str, float | None]]  # metrics by domain
 Sums = Mapping[str, Mapping[str, tuple[float, int]]]  # by domain and metric: the sum of the values that are known, and how many are
 KL, GRADIENT = "kl_to_target", "hidden_grad_norm"
+IMPORTANCE, CLIPPED = "importance_mean", "importance_clipped"
 
 
 def domain_sums(rollout: Rollout, target: Target, statistics: TokenStatistics) -> dict[str, dict[str, tuple[float, int]]]:
@@ -21,6 +23,7 @@ def domain_sums(rollout: Rollout, target: Target, statistics: TokenStatistics) -
         return {}
     lengths = rollout.response_mask.sum(1)  # (B,)
     drift = statistics.log_prob[target.probed] - target.keep_log_prob  # (S,)
+    engine_log_probs = rollout.engine_log_probs()
     sums = {}
     for domain in sorted(set(rollout.domains)):
         rows = torch.tensor([d == domain for d in rollout.domains], device=lengths.device)  # (B,)
@@ -37,6 +40,9 @@ def domain_sums(rollout: Rollout, target: Target, statistics: TokenStatistics) -
             "clipped_share": target.clipped[probed],
             GRADIENT: statistics.squared_gradient[tokens],
         }
+        if engine_log_probs is not None:
+            weights = importance(statistics.log_prob[tokens], engine_log_probs[tokens])
+            values |= {IMPORTANCE: weights, CLIPPED: (weights / MOST_IMPORTANT).floor()}  # 1 at the limit, else 0; unknown stays unknown
         sums[domain] = {name: _sum(value) for name, value in values.items()}
     return sums
 
@@ -58,7 +64,8 @@ def domain_metrics(sums: Sums) -> dict[str, dict[str, float | None]]:
 
     `reward` is log π_T/π_r and `drift` log π_θ/π_kl of the sampled tokens, on the probed ones. `hidden_grad_norm` is the norm of the
     loss's gradient with respect to the domain's hidden states: which teacher pulls how hard. None where λ, the estimator or a remote
-    teacher made a number unnecessary or unknown.
+    teacher made a number unnecessary or unknown. Where another engine drew the tokens, `importance_mean` is their mean weight, and
+    `importance_clipped` the share that its limit cut.
     """
     return {
         domain: {name: math.sqrt(found[name][0]) if name == GRADIENT else _mean(*found[name]) for name in found}
@@ -66,10 +73,11 @@ def domain_metrics(sums: Sums) -> dict[str, dict[str, float | None]]:
     }
 
 
-def mean_kl(sums: Sums) -> float | None:
-    """Over all tokens of a step whose KL to the target is known."""
-    known = [found[KL] for found in sums.values()]
-    return _mean(sum(value for value, _ in known), sum(count for _, count in known))
+def step_metrics(sums: Sums) -> dict[str, float | None]:
+    """Means over all tokens of a step: the KL to the target, and the importance where another engine drew them."""
+    names = [KL, *(name for name in (IMPORTANCE, CLIPPED) if any(name in found for found in sums.values()))]
+    known = {name: [found[name] for found in sums.values()] for name in names}
+    return {name: _mean(sum(value for value, _ in parts), sum(count for _, count in parts)) for name, parts in known.items()}
 
 
 def _sum(values: Tensor) -> tuple[float, int]:

@@ -207,6 +207,19 @@ def hidden_distance(hidden: Tensor, target: Tensor) -> Tensor:
     return 0.5 * (hidden.float() - target).square().mean(-1)
 
 
+def importance(log_prob: Tensor, engine_log_prob: Tensor) -> Tensor:
+    """The weight of a token that another engine, or an earlier student, drew: min(π_θ/π_engine, 5), without gradient.
+
+    With it the mean over such tokens is that over the student's own, as far as the limit and the states they were drawn in let it.
+
+    Args:
+        log_prob: (N,) log π_θ of the token.
+        engine_log_prob: (N,) that of who drew it.
+    """
+    return (log_prob.detach() - engine_log_prob).exp().clamp(max=MOST_IMPORTANT)
+
+
+MOST_IMPORTANT = 5.0  # one token must not drown the others
 OfLogits = Callable[[Tensor, Tensor, Tensor], Tensor]
 HIDDEN = "hidden"  # its loss is made of hidden states, see `hidden_distance`
 ESTIMATORS = ("full", "sampled", "topk", "forward", HIDDEN)

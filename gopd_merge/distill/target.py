@@ -153,7 +153,7 @@ def score(cast: Cast, rollout: Rollout, scale: Scale, micro_batch_size: int, chu
                     known.append(told)
                     reward[one.tokens], keep[one.tokens] = log_teacher - log_keep, log_keep
                     continue
-                _probe(cast, one, torch.isin(one.tokens, probed), scale.rule.bound, reward, keep, clipped)
+                _probe(cast, one, torch.isin(one.tokens, probed), scale.rule.bound, chunk_tokens, reward, keep, clipped)
                 if scale.rule.bound is None and cast.can_mix(one.aim):
                     _mix(one, mixed, num_tokens)
                 else:
@@ -206,10 +206,12 @@ def _needed(aim: Aim, scale: Scale, domain: str) -> list[Role]:
     return list(roles)
 
 
-def _probe(cast: Cast, one: _Scored, inside: Tensor, bound: float | None, reward: Tensor, keep: Tensor, clipped: Tensor) -> None:
+def _probe(
+    cast: Cast, one: _Scored, inside: Tensor, bound: float | None, chunk_tokens: int, reward: Tensor, keep: Tensor, clipped: Tensor
+) -> None:
     """Write what is measured of the probed tokens among `one`'s, where the roles for it were run."""
-    tokens, ids = one.tokens[inside], one.ids[inside].unsqueeze(-1)
-    log_probs = {role: cast.logits(role, h[inside]).log_softmax(-1).gather(-1, ids).squeeze(-1) for role, h in one.hidden.items()}
+    tokens, ids = one.tokens[inside], one.ids[inside]
+    log_probs = {role: _log_probs_of(cast, role, hidden[inside], ids, chunk_tokens) for role, hidden in one.hidden.items()}
     if one.aim.keep in log_probs:
         keep[tokens] = log_probs[one.aim.keep]
     if all(r.teacher in log_probs and r.against in log_probs for r in one.aim.rewards):
@@ -218,6 +220,12 @@ def _probe(cast: Cast, one: _Scored, inside: Tensor, bound: float | None, reward
         reward[tokens] = torch.stack([ratio * weight for ratio, weight in zip(ratios, weights, strict=True)]).sum(0)
         if bound is not None:
             clipped[tokens] = (torch.stack(ratios).abs() > bound).any(0).float()
+
+
+def _log_probs_of(cast: Cast, role: Role, hidden: Tensor, ids: Tensor, chunk_tokens: int) -> Tensor:
+    """(s,) log-probabilities that a role gives the tokens `ids`, from its hidden states (s, H)."""
+    chunks = zip(torch.split(hidden, chunk_tokens), torch.split(ids, chunk_tokens), strict=True)
+    return torch.cat([normalise_(cast.logits(role, h)).gather(-1, i.unsqueeze(-1)).squeeze(-1) for h, i in chunks])
 
 
 def _ask_remote(

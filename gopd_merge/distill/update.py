@@ -27,17 +27,15 @@ def accumulate_gradient(
     top_k: int = 64,
     rows: range | None = None,
     num_tokens: int | None = None,
-    weights: Tensor | None = None,
 ) -> TokenStatistics:
     """Add the gradient of the step's mean loss to the student's parameters. The micro-batch and chunk size change no value.
 
     With `rows` only these rows' part of it. `num_tokens` are those of the whole step, where other processes have the rest of it.
-    `weights` (N,) multiply each token's loss; None: 1.
     """
     # A server tells k + 1 buckets: other k tokens of that target would mix them up. The loss is then made of the target as it is.
     in_buckets = estimator == "topk" and bool(target.known)
     of_logits = gradient_of("full" if in_buckets else estimator, top_k)
-    num_tokens = num_tokens or rollout.num_tokens
+    num_tokens, engine_log_probs = num_tokens or rollout.num_tokens, rollout.engine_log_probs()
     statistics = []
     parts = list(micro_batches(rollout, micro_batch_size, rows))
     with cast.float_heads(), cast.backbone.training():
@@ -49,13 +47,13 @@ def accumulate_gradient(
                 return target.log_probs(cast, tokens[rows], logits, top_k if in_buckets else 0)
 
             ids, head = part.response_ids(), cast.student_logits
-            weight = None if weights is None else weights[tokens]
+            engine = None if engine_log_probs is None else engine_log_probs[tokens]
             if estimator == HIDDEN:
                 measured = torch.isin(tokens, target.probed).nonzero().squeeze(1)
                 mixed = target.mixed[BASE][tokens]
-                statistics.append(backward_through_hidden(hidden, mixed, ids, head, log_q, measured, num_tokens, weight))
+                statistics.append(backward_through_hidden(hidden, mixed, ids, head, log_q, measured, num_tokens, chunk_tokens, engine))
             else:
-                statistics.append(backward_in_chunks(hidden, ids, head, log_q, of_logits, num_tokens, chunk_tokens, weight))
+                statistics.append(backward_in_chunks(hidden, ids, head, log_q, of_logits, num_tokens, chunk_tokens, engine))
             del hidden  # before the next micro-batch runs
     found = TokenStatistics.joined(statistics)
     return found.of(torch.cat([part.tokens for part in parts]).argsort()) if parts else found

@@ -100,15 +100,16 @@ def test_the_closed_form_of_a_gradient_is_what_autograd_makes_of_the_formula(nam
 
 
 @pytest.mark.parametrize("name", [*LOSSES, "hidden"])
-def test_a_weight_of_each_token_multiplies_its_loss(name):
-    """The control: without weights the gradient is another one. What is logged of a token does not know its weight."""
-    weight, weights = random_logits(V, H, seed=1), torch.linspace(0, 5, N, dtype=torch.float64)
+def test_the_importance_of_each_token_multiplies_its_loss(name):
+    """The control: without it the gradient is another one. What is logged of a token does not know its importance."""
+    weight, weights = random_logits(V, H, seed=1), torch.linspace(0.1, 4.9, N, dtype=torch.float64)
     log_q, _ = a_target(1, 1.25)
     mixed = random_logits(N, H, seed=3)
+    own = torch.stack([log_normalised(row)[int(IDS[n])] for n, row in enumerate(torch.tanh(random_logits(N, H)) @ weight.T)])
     found = {}
-    for given in (None, weights):
+    for given in (None, own - weights.log()):
         made_from = random_logits(N, H).requires_grad_()
-        hidden, options = torch.tanh(made_from), {"num_tokens": N, "weights": given}
+        hidden, options = torch.tanh(made_from), {"num_tokens": N, "chunk_tokens": 3, "engine_log_probs": given}
 
         def of_target(rows, _):
             return log_q[rows].clone()
@@ -116,7 +117,7 @@ def test_a_weight_of_each_token_multiplies_its_loss(name):
         if name == "hidden":
             statistics = backward_through_hidden(hidden, mixed, IDS, lambda h: h @ weight.T, of_target, torch.arange(N), **options)
         else:
-            options |= {"gradient_of_logits": gradient_of(name, K), "chunk_tokens": 3}
+            options |= {"gradient_of_logits": gradient_of(name, K)}
             statistics = backward_in_chunks(hidden, IDS, lambda h: h @ weight.T, of_target, **options)
         found[given is not None] = (statistics, made_from.grad)
     made_from = random_logits(N, H).requires_grad_()
@@ -241,7 +242,8 @@ def test_the_hidden_estimator_pulls_by_the_distance_of_hidden_states_alone():
     measured = torch.tensor([1, 4, 5])
     log_q = (target @ weight.T).log_softmax(-1).float()
     hidden_again = torch.tanh(made_from)
-    found = backward_through_hidden(hidden_again, target, IDS, lambda h: (h @ weight.T).float(), lambda rows, _: log_q[rows], measured, N)
+    options = {"measured": measured, "num_tokens": N, "chunk_tokens": 3}
+    found = backward_through_hidden(hidden_again, target, IDS, lambda h: (h @ weight.T).float(), lambda rows, _: log_q[rows], **options)
     torch.testing.assert_close(made_from.grad, expected_gradient, rtol=1e-5, atol=1e-8)
     student = hidden.detach() @ weight.T
     for n in measured.tolist():
