@@ -16,12 +16,11 @@ from gopd_merge.casting import assembled
 from gopd_merge.cli import main
 from gopd_merge.config import make_config
 from gopd_merge.distill.backbone import STUDENT, expert
-from gopd_merge.distill.rollout import generate
+from gopd_merge.distill.rollout import generate, row_seeds
 from gopd_merge.distill.target import Scale, score
 from gopd_merge.distillation import load_backbone
 from gopd_merge.errors import InputError
 from gopd_merge.forecast import Forecast
-from gopd_merge.distill.rollout import row_seeds
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.plan import plan_text
 

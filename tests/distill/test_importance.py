@@ -8,10 +8,10 @@ import torch
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, expert
 from gopd_merge.distill.cast import plain_cast
 from gopd_merge.distill.fused import backward_in_chunks
+from gopd_merge.distill.metrics import domain_sums, step_metrics
 from gopd_merge.distill.objective import MOST_IMPORTANT, gradient_of, importance
 from gopd_merge.distill.rollout import generate, joined
 from gopd_merge.distill.target import Scale
-from gopd_merge.distill.metrics import domain_sums, step_metrics
 
 ALPHAS = {"math": 1.5, "code": 1.5}
 DOMAINS = list(ALPHAS)
