@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install install-dev merge test test-vllm check format adapters fuzz lock measure measure-method clean
+.PHONY: install install-dev merge test test-vllm check format adapters fuzz soak lock measure measure-method measure-speed clean
 
 install: .venv/installed  ## the command, in .venv
 
@@ -54,9 +54,17 @@ measure-method: install  ## the tables of docs/method.md (half a day; it can be 
 	$(BIN)/python eval/estimator_cost.py
 	$(BIN)/python eval/tables.py
 
+measure-speed: install-dev  ## the section "Side by side" of docs/speed.md (half an hour on two idle cores; it can be stopped and given again)
+	$(BIN)/python eval/benchmarks/side_by_side.py
+	$(BIN)/python eval/benchmarks/side_by_side.py --nf4 --model smollm2-135m --fill ragged --work tuning scoring
+	$(BIN)/python eval/tables.py
+
 fuzz: install-dev  ## ten minutes of coverage-guided fuzzing of what reads adapters
 	$(BIN)/pip install --quiet --constraint requirements.lock ".[fuzz]"
 	$(BIN)/python eval/fuzz_intake.py --seconds 600
+
+soak: install-dev  ## the long tests of faults: kills, full disks, many runs, many steps (about half an hour); counts to eval/results/soak.json
+	GOPD_SOAK=eval/results/soak.json $(BIN)/python -Im pytest tests/faults/test_soak.py
 
 lock: install-dev  ## pin what is installed
 	$(BIN)/pip freeze --exclude gopd-merge | sed 's/+cpu$$//' > requirements.lock

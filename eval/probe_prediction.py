@@ -23,12 +23,13 @@ from scipy.stats import spearmanr
 
 from gopd_merge.artefacts import environment
 from gopd_merge.comparison.contenders import BASE
-from gopd_merge.comparison.measuring import Setup, identity, measure
+from gopd_merge.comparison.measuring import Setup, measure
 from gopd_merge.config import MergeConfig, make_config
 from gopd_merge.distillation import load_backbone
 from gopd_merge.plan import read_inputs
 from gopd_merge.probe_config import ProbeConfig
 from gopd_merge.scaling.probe import probe
+from gopd_merge.settings import identity
 
 OUTPUT = Path("eval/results/probe_prediction.json")
 

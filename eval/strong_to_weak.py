@@ -22,7 +22,7 @@ import torch
 from gopd_merge.artefacts import environment
 from gopd_merge.casting import load_teachers
 from gopd_merge.comparison.contenders import BASE, Contender, of_experts, read_entry
-from gopd_merge.comparison.measuring import Measured, Setup, identity, key_of, measure, result, scores
+from gopd_merge.comparison.measuring import Measured, Setup, key_of, measure, result, scores
 from gopd_merge.comparison.training import train_on
 from gopd_merge.config import MergeConfig, make_config
 from gopd_merge.distill.backbone import REFERENCE
@@ -30,6 +30,7 @@ from gopd_merge.distillation import load_backbone
 from gopd_merge.evaluate.statistics import paired, with_holm
 from gopd_merge.plan import MANIFEST, own_questions, read_inputs
 from gopd_merge.report.progress import Silent
+from gopd_merge.settings import identity
 
 OUTPUT = Path("eval/results/strong_to_weak.json")
 QUESTIONS = 2500

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from method_tables import TABLES
+from speed_tables import PICTURE, side_by_side_tables, write_picture
 
 from gopd_merge.report.document import read_document
 from gopd_merge.report.tables import score_table
@@ -207,8 +208,9 @@ def rollout_table() -> list[str]:
     document = json.loads((RESULTS / "rollout.json").read_text())
     lines = [
         "\n## Rollouts\n",
-        f"Responses of at most {document['rows'][0]['limit']} tokens, against one plain call of Transformers' generate() on the same prompts. "
-        "A row is the pass of one response's new token; less than one is needed for a token, as a response's first comes with its prompt. "
+        f"Responses of at most {document['rows'][0]['limit']} tokens, against one plain call of Transformers' generate() on the same "
+        "prompts. A row is the pass of one response's new token; less than one is needed for a token, as a response's first comes with "
+        "its prompt. "
         "`times as fast` is the median over batches, with the least and the most, of the time a response token. "
         f"{document['environment']['device']}. Made by `{document['command']}`.\n",
         "| model | rows that have ended are dropped | mean length | rows for a token | ms for a token | times as fast |",
@@ -223,6 +225,54 @@ def rollout_table() -> list[str]:
                 f"{one['milliseconds_per_token']:.2f} | {faster} |"
             )
     return lines
+
+
+def processes_table() -> list[str]:
+    """One, two and four processes on one machine."""
+    document = json.loads((RESULTS / "processes.json").read_text())
+    lines = [
+        "## Measured\n",
+        f"The same merge in one, two and four processes with a thread each, on a machine of {document['cores']} cores: median over the "
+        "steps after the first. Exchanges are the time of the first process in sums and gathers, most of which is waiting for the others. "
+        f"{document['environment']['device'].partition(',')[0]}, torch {document['environment']['torch']}. "
+        f"Made by `{document['command']}`.\n",
+        "| model | processes | step (s) | speed-up | of it rollout (s) | score (s) | update (s) | exchanges (s) | tokens/s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in document["rows"]:
+        (alone,) = (r["step_seconds"] for r in document["rows"] if r["model"] == row["model"] and r["processes"] == 1)
+        phases = " | ".join(f"{row['phase_seconds'][phase]:.2f}" for phase in ("rollout", "score", "update"))
+        lines.append(
+            f"| {row['model']} | {row['processes']} | {row['step_seconds']:.2f} | {alone / row['step_seconds']:.2f} | {phases} "
+            f"| {row['exchange_seconds']:.2f} | {row['tokens'] / row['step_seconds']:,.0f} |"
+        )
+    return lines
+
+
+def soak_table() -> list[str]:
+    """What `make soak` counted."""
+    document = json.loads((RESULTS / "soak.json").read_text())
+    rows = []
+    for name, precision in (("kills_none", "float32"), ("kills_nf4", "NF4")):
+        if found := document.get(name):
+            stages = ", ".join(f"{count} in {stage}" for stage, count in found["by_stage"].items())
+            rows.append(
+                f"{found['kills']} SIGKILLs, {precision} | {stages}; {found['same_bytes']} of {found['runs']} runs with the same bytes"
+            )
+    if found := document.get("kills_of_the_command"):
+        rows.append(f"{sum(found.values())} SIGKILLs of the command with an interpreter of its own | as many runs with the same bytes")
+    if found := document.get("failing_writes"):
+        rows.append(f"{found['writes']} writes, each failing once | {found['went_on_to_the_same_bytes']} runs went on to the same bytes")
+    if found := document.get("runs"):
+        kept = ", ".join(f"{found['after_10'][name]} and {found['after_all'][name]} {name}" for name in ("files", "processes", "threads"))
+        rows.append(
+            f"{found['runs']} runs in one process, {found['stopped_and_taken_up']} of them stopped and taken up | {kept} after 10 and all"
+        )
+    if found := document.get("memory"):
+        slope = f"{found['bytes_per_step']:,.0f} ± {found['standard_error']:,.0f} bytes a step"
+        rows.append(f"{found['steps']:,} steps | resident memory grows by {slope}, {found['share_grown']:.2%} in all")
+    about = f"{document['environment']['device']}, torch {document['environment']['torch']}. Made by `{document['command']}`."
+    return ["## Measured\n", about + "\n", "| what was done | what came of it |\n|---|---|", *(f"| {row} |" for row in rows)]
 
 
 def replace_between(text: str, name: str, content: str) -> str:
@@ -254,6 +304,7 @@ if __name__ == "__main__":
         ("interval_coverage", coverage_table),
         ("domains", domains_table),
         ("many_experts", many_experts_table),
+        ("side_by_side", side_by_side_tables),
     ):
         if (RESULTS / f"{name}.json").is_file():
             parts += table()
@@ -268,4 +319,14 @@ if __name__ == "__main__":
     for name, table in (TABLES | {"experts": many_experts_table}).items():
         page = replace_between(page, f"results {name}", "\n".join(table()).strip())
     Path("docs/method.md").write_text(page)
+    if (RESULTS / "processes.json").is_file():
+        page = Path("docs/scaling.md")
+        page.write_text(replace_between(page.read_text(), "processes", "\n".join(processes_table())))
+    if (RESULTS / "soak.json").is_file():
+        page = Path("docs/runs.md")
+        page.write_text(replace_between(page.read_text(), "soak", "\n".join(soak_table())))
+    if (RESULTS / "side_by_side.json").is_file():
+        speed = replace_between(Path("docs/speed.md").read_text(), "side by side", "\n".join(side_by_side_tables(PICTURE.name)).strip())
+        Path("docs/speed.md").write_text(speed)
+        write_picture()
     print("\n".join(parts))

@@ -13,12 +13,13 @@ from tempfile import TemporaryDirectory
 
 from gopd_merge import MergeConfig
 from gopd_merge.artefacts import environment
-from gopd_merge.comparison.measuring import Setup, identity
+from gopd_merge.comparison.measuring import Setup
 from gopd_merge.distillation import load_backbone
 from gopd_merge.plan import read_inputs
 from gopd_merge.probe_config import ALPHAS
 from gopd_merge.report.progress import Progress
 from gopd_merge.scaling.probe import probe_on
+from gopd_merge.settings import identity
 
 
 def main(seed: int, output: Path, questions: int) -> None:

@@ -28,7 +28,7 @@ def calibrate(config: MergeConfig, inputs: Inputs, forecast: Forecast) -> dict[s
         for seed, steps, used in ((config.seed + 1, 1, warm_up), (config.seed, STEPS, clock)):
             few = config.model_copy(update={"steps": steps, "learning_rate": 1e-9, "seed": seed})  # the student stays as it is
             with assembled(backbone, few, inputs, Silent().note) as cast:
-                distill(cast, few, inputs, Path(folder) / "metrics.jsonl", used, Silent())
+                distill(cast, few, inputs, Path(folder), used, Silent())
     step = {phase: clock.seconds[phase] / STEPS for phase in ("rollout", "score", "update")}
     answer = step["rollout"] / config.prompts_per_step
     seconds = {phase: value * config.steps for phase, value in step.items()}

@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
+import torch
+
 from gopd_merge.config import BASE, HF, TEACHER_BASE, MergeConfig
+from gopd_merge.disk import partial_of
 from gopd_merge.distill.answering import LEARNT_BY_HEART
 from gopd_merge.distill.backbone import REFERENCE, START, Backbone, expert
 from gopd_merge.distill.cast import REMOTE, Cast, Role
@@ -12,6 +15,7 @@ from gopd_merge.distill.engines import OtherEngine, Sampler
 from gopd_merge.distill.objective import HIDDEN, Aim, Reward
 from gopd_merge.distill.remote import TIMEOUT, RemoteTeacher
 from gopd_merge.distill.rollout import prompt_lengths
+from gopd_merge.distill.sharding import share_out
 from gopd_merge.distill.tilt import Rule
 from gopd_merge.distill.vllm_engine import Needs, VllmHere
 from gopd_merge.distill.vllm_server import VllmServer
@@ -21,13 +25,19 @@ from gopd_merge.experts.deltas import Updates, load_updates, truncated
 from gopd_merge.experts.intake import Expert
 from gopd_merge.experts.static import RIVALS
 from gopd_merge.forecast import resolve_device
+from gopd_merge.parallel import ALONE, Processes
 from gopd_merge.plan import Inputs
 from gopd_merge.server import is_remote
 
 
 @contextmanager
 def assembled(
-    backbone: Backbone, config: MergeConfig, inputs: Inputs, note: Callable[[str], None], save: Callable[[], None] = lambda: None
+    backbone: Backbone,
+    config: MergeConfig,
+    inputs: Inputs,
+    note: Callable[[str], None],
+    save: Callable[[], None] = lambda: None,
+    processes: Processes = ALONE,
 ) -> Iterator[Cast]:
     """Everybody that the config asks for beside the student's backbone, loaded for as long as the block lasts.
 
@@ -48,6 +58,9 @@ def assembled(
         remote = _remote_teachers(config, inputs, cast, note, save, stack)
         cast = replace(cast, remote=remote)
         _check(cast, config)
+        if config.shard_base:
+            for model in models.values():
+                share_out(model, torch.device(resolve_device(config.device)), processes.count)
         cast = replace(cast, engine=_engine(config, inputs, cast, note, save, stack))
         if config.cancels_alpha:
             note("the teacher is its own reference: α cancels, this is plain OPD")
@@ -89,7 +102,7 @@ def load_teachers(config: MergeConfig, inputs: Inputs) -> Backbone:
 
 
 def _load(base: Base, experts: tuple[Expert, ...], config: MergeConfig) -> Backbone:
-    model, tokenizer = load_base(base, config.quantize, resolve_device(config.device))
+    model, tokenizer = load_base(base, config.quantize, resolve_device(config.device), on_host=config.shard_base)
     backbone = Backbone(model, tokenizer, experts)
     backbone.check_head()
     return backbone
@@ -157,14 +170,16 @@ def _engine(
     prompts = [[prompt.prompt for prompt in source.prompts] for source in inputs.prompts]
     longest = max(prompt_lengths(backbone.tokenizer, [prompt for some in prompts for prompt in some])) + config.max_new_tokens
     sampler: Sampler
+    working = partial_of(config.output)  # what a kill leaves there is removed when the run goes on
+    folder = working if working.is_dir() else None
     if is_remote(config.rollout):
         sampler = server = VllmServer(config.rollout, rank, config.remote_patience, note, save)
         stack.callback(server.close)
         server.check(longest)
-        folder = config.output.absolute().parent  # where the server may see it
+        folder = folder or config.output.absolute().parent  # where the server may see it
     else:
         needs = Needs(base.location, backbone.model.dtype, config.quantize, rank, longest, config.prompts_per_step, config.seed)
-        sampler, folder = VllmHere(needs, note), None
+        sampler = VllmHere(needs, note)
     engine = OtherEngine(backbone, cast.vocabulary, sampler, folder, base.name)
     stack.callback(engine.close)
     engine.check([prompt for some in zip(*prompts, strict=False) for prompt in some], note)

@@ -123,6 +123,11 @@ class MergeConfig(BaseModel):
 
     output: Path = option(Path("merged.lora"), "folder to write the merged adapter to", "Output")
     overwrite: bool = option(False, "replace the output folder if it exists", "Output")
+    checkpoint_every: int = option(10, "steps after which all that the run needs to go on is saved", "Output", ge=1)
+    checkpoint_minutes: float = option(10, "minutes after which it is saved at the latest, at the end of a step", "Output", ge=0)
+    keep_checkpoints: bool = option(
+        False, "keep every checkpoint; each is an adapter that can be measured (default: the last two)", "Output"
+    )
     eval: bool = option(True, "measure base, experts, average and the merge at the end", "Output")
     eval_prompts: int = option(1000, "test prompts per domain for that (as many as there are, if fewer)", "Output", ge=1)
 
@@ -141,6 +146,11 @@ class MergeConfig(BaseModel):
     lora_rank: int | None = option(
         None, "rank of the merged adapter (default: the largest rank among the experts)", "Training", ge=1, le=4096
     )
+    stop_on_divergence: bool = option(
+        False,
+        "end the run, with a checkpoint, when KL to the target rises, entropy collapses or every answer ends at the limit",
+        "Training",
+    )
     seed: int = option(0, "seed of prompts, sampling and the fresh adapter", "Training", ge=0, lt=2**31)
 
     quantize: Literal["nf4", "none"] = option(
@@ -148,14 +158,25 @@ class MergeConfig(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to run", "Machine")
     memory: ByteSize | None = option(
-        None, "memory that the run may take, such as 24GB; one that needs more is refused (default: what is free)", "Machine", str | None
+        None,
+        "memory that the run may take (of several processes: each), such as 24GB; one that needs more is refused (default: what is free)",
+        "Machine",
+        str | None,
     )
-    chunk_tokens: int = option(1024, "response tokens projected to the vocabulary at once", "Machine", ge=1)
+    shard_base: bool = option(
+        False,
+        "several processes of accelerate launch: each holds a part of every layer of the base, for one that does not fit a device (FSDP2)",
+        "Machine",
+    )
+    chunk_tokens: int = option(256, "response tokens projected to the vocabulary at once; changes memory and time only", "Machine", ge=1)
     rollout: str = option(
         HF,
         "who samples the student's answers: hf = the base that is loaded, vllm = vLLM, which this run starts beside it, or a running vllm "
         "serve at http://HOST:PORT/v1 that loads the student anew every step",
         "Machine",
+    )
+    activation_checkpointing: bool = option(
+        False, "keep only the input of each layer for the update's way back and compute the rest again: less memory, more time", "Machine"
     )
     remote_patience: float = option(
         600,

@@ -17,7 +17,7 @@ Rule = tuple[bool, str]  # whether it is broken, what to say then
 
 def contradiction(config: "MergeConfig") -> str | None:
     """The first that is found."""
-    rules = (*_of_method(config), *_of_alpha(config), *_of_teachers(config), *_of_bases(config), *_of_remote(config))
+    rules = (*_of_method(config), *_of_alpha(config), *_of_teachers(config), *_of_bases(config), *_of_remote(config), *_of_machine(config))
     return next((text for broken, text in rules if broken), None)
 
 
@@ -115,3 +115,11 @@ def _of_remote(config: "MergeConfig") -> Iterator[Rule]:
     yield another, f"{who} needs one reference that is here; leave out --kl-reference and --reference teacher"
     yield bool(config.weights), f"{who} takes no --weights; give --alpha DOMAIN=NUMBER"
     yield config.alpha == AUTO, f"{who} cannot be sampled beside the reference, which --alpha auto does; give a number"
+
+
+def _of_machine(config: "MergeConfig") -> Iterator[Rule]:
+    yield (
+        config.shard_base and config.eval,
+        "--shard-base: no process can run the base alone, so nothing can be measured at the end; add --no-eval, and use gopd-merge compare "
+        "where the base fits",
+    )

@@ -51,9 +51,21 @@ class VerificationError(GopdError):
     """A result that did not pass its own check and was therefore not published as complete."""
 
 
-class Interrupted(GopdError):
-    """The run was asked to stop by a signal."""
+class Interrupted(BaseException):
+    """The run was asked to stop by a signal. No error, so that nothing on the way takes it for one and goes on."""
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.exit_code = 128 + signal_number
+
+
+class ProcessLost(GopdError):
+    """Another process of the run has ended, or does not answer."""
+
+
+class Unspoken(GopdError):
+    """What another process of the run says: nothing is left to be said here."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code

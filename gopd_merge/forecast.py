@@ -10,11 +10,14 @@ import psutil
 import torch
 
 from gopd_merge.config import AUTO_ALPHAS, VLLM, MergeConfig
+from gopd_merge.disk import room_for
 from gopd_merge.distill.answering import ANSWERED_BY, LEARNT_BY_HEART
+from gopd_merge.distill.checkpoint import KEPT
 from gopd_merge.distill.footprint import Footprint, Sizes
 from gopd_merge.distill.rollout import prompt_lengths
 from gopd_merge.errors import InputError, NotEstimatedError
 from gopd_merge.experts.base import context_length, load_tokenizer
+from gopd_merge.parallel import ALONE, Processes
 from gopd_merge.plan import Inputs
 from gopd_merge.prompts.mixing import PromptMixer
 from gopd_merge.report.terminal import byte_text
@@ -87,14 +90,27 @@ class Memory:
         return asdict(self) | {"peak": self.peak, "peak_phase": self.peak_phase}
 
 
-class Forecast:
-    """The plan of one run. Raises InputError for a prompt that the base's context cannot hold."""
+@dataclass(frozen=True)
+class Disk:
+    """Bytes of what the run writes in the output's folder, but for answers and logs."""
 
-    def __init__(self, config: MergeConfig, inputs: Inputs) -> None:
+    checkpoint: int  # the student and two numbers of the optimiser for each of its own
+    peak: int  # the student, all checkpoints that there are at once, and one that is being written
+    free: int
+
+
+class Forecast:
+    """The plan of one run; of several processes, what the first one takes. Raises InputError for a prompt that the base's context cannot
+    hold.
+    """
+
+    def __init__(self, config: MergeConfig, inputs: Inputs, processes: Processes = ALONE) -> None:
         self.config = config
         self.inputs = inputs
+        self.processes = processes
         self.device = resolve_device(config.device)
-        self.limit = int(config.memory) if config.memory else free_memory(self.device)
+        sharing = processes.local_count if self.device == "cpu" else 1  # a GPU is one process's
+        self.limit = int(config.memory) if config.memory else free_memory(self.device) // sharing
         self.work = count_work(config, inputs)
         self._footprints: dict[str, Footprint] = {}
         self._other_footprints: dict[str, list[Footprint]] = {}
@@ -108,6 +124,15 @@ class Forecast:
     def fits(self) -> bool:
         """Whether it stays within the limit."""
         return self.memory.peak <= self.limit
+
+    @cached_property
+    def disk(self) -> Disk:
+        """With the options as they are."""
+        config, student = self.config, self.memory.student
+        checkpoint = student + self.memory.optimizer
+        written = -(-config.steps // config.checkpoint_every)
+        kept = written if config.keep_checkpoints else min(written, KEPT + 1)
+        return Disk(checkpoint, student + kept * checkpoint, room_for(config.output))
 
     @cached_property
     def way_out(self) -> dict[str, Any] | None:
@@ -152,6 +177,7 @@ class Forecast:
             "warnings": [*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings],
             "work": asdict(self.work) | {"batch_size": config.batch_size},
             "memory": self.memory.document() | {"device": self.device, "limit": self.limit, "fits": self.fits, "tight": self.is_tight},
+            "disk": asdict(self.disk),
             "options": {name: getattr(config, name) for name in ("micro_batch_size", "chunk_tokens", "batch_size", "max_new_tokens")},
             "way_out": self.way_out,
             "seconds": None,
@@ -164,7 +190,12 @@ class Forecast:
         return {"name": base.name, "commit": base.commit, "parameters": self._others(self.config.quantize)[0].parameters}
 
     def check(self) -> None:
-        """Raises InputError, with the options that help, for a run that cannot fit."""
+        """Raises InputError, with the options that help, for a run that cannot fit into memory or on the disk."""
+        if self.disk.peak > self.disk.free:
+            raise InputError(
+                f"{self.config.output}: the run writes about {byte_text(self.disk.peak)} there, more than the {byte_text(self.disk.free)} "
+                f"that are free; make room, choose another --output, or lower --lora-rank (now {self.inputs.lora_rank})"
+            )
         if self.fits:
             return
         there = "that --memory allows" if self.config.memory else f"that are free on the {'GPU' if self.device == 'cuda' else 'machine'}"
@@ -181,6 +212,8 @@ class Forecast:
         """By part, for other options on the same inputs. Raises NotEstimatedError."""
         try:
             return self._memory_with(config)
+        except InputError:
+            raise
         except Exception as error:  # a model's own code may not run on tensors without values
             cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise NotEstimatedError(
@@ -190,9 +223,10 @@ class Forecast:
     def _memory_with(self, config: MergeConfig) -> Memory:
         shape = self._footprint(config.quantize)
         memory = self._without_phases(config.quantize)
+        own = -(-config.prompts_per_step // self.processes.count)
         sizes = Sizes(
-            batch_size=config.prompts_per_step,
-            micro_batch_size=min(config.micro_batch_size, config.prompts_per_step),
+            batch_size=own,
+            micro_batch_size=min(config.micro_batch_size, own),
             chunk_tokens=config.chunk_tokens,
             prompt_tokens=self.work.longest_prompt,
             max_new_tokens=config.trained_tokens,
@@ -208,7 +242,7 @@ class Forecast:
             del phases["rollout"]
         if config.method not in LEARNT_BY_HEART:
             phases["score"] = max(one.score(sizes, apart, ratios) for one in (shape, *self._others(config.quantize)))
-        phases["update"] = shape.update(sizes, config.estimator, config.top_k, apart)
+        phases["update"] = shape.update(sizes, config.estimator, config.top_k, apart, config.activation_checkpointing)
         questions = replace(sizes, batch_size=config.batch_size, max_new_tokens=config.max_new_tokens)  # no horizon, no shares
         if self.work.probed_answers:  # every question is a row of the expert and one of the base
             phases["probe"] = shape.mixture(replace(questions, prompt_tokens=self.work.longest_probed_prompt))
@@ -224,6 +258,8 @@ class Forecast:
         shape, others = self._footprint(quantize), self._others(quantize)
         program = CUDA_CONTEXT if self.device == "cuda" else resident_memory()
         bases, experts = (sum(getattr(one, part) for one in (shape, *others)) for part in ("base", "experts"))
+        if self.config.shard_base:  # and while a layer runs, it and the next one whole
+            bases -= sum(sum(one.layers) - -(-sum(one.layers) // self.processes.count) - 2 * max(one.layers) for one in (shape, *others))
         copy = shape.student if self.config.start != "none" else 0  # the student as it began
         return Memory(program, bases, experts + copy, shape.student, optimizer=2 * shape.student)
 
@@ -296,6 +332,8 @@ def check_lengths(domain: str, lengths: Sequence[int], max_new_tokens: int, cont
 def smaller_runs(config: MergeConfig) -> Iterator[list[dict[str, Any]]]:
     """Ladders of options, each rung with less memory: first those that change no result, then each with one change that does."""
     changes: list[dict[str, Any]] = [{}]
+    if not config.activation_checkpointing:
+        changes.append({"activation_checkpointing": True})
     if config.quantize == "none":
         changes.append({"quantize": "nf4"})
     size = config.batch_size
@@ -345,4 +383,5 @@ def resident_memory() -> int:
 
 def flags(options: Mapping[str, Any]) -> str:
     """As they are written on the command line."""
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
+    given = {name.replace("_", "-"): value for name, value in options.items()}
+    return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items())

@@ -1,19 +1,23 @@
 """The main job, read from top to bottom: check, load one base, let the student answer and its teachers score, save, measure."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from gopd_merge import artefacts
 from gopd_merge.casting import load_teachers
 from gopd_merge.comparison.concluding import Evaluation, conclude
 from gopd_merge.comparison.contenders import BASE, of_experts, trained
 from gopd_merge.comparison.lineup import idle_teachers, line_up
-from gopd_merge.comparison.measuring import Setup, identity, measure_all
+from gopd_merge.comparison.measuring import Setup, measure_all
 from gopd_merge.comparison.tuning import tune
 from gopd_merge.config import VLLM, MergeConfig
 from gopd_merge.consistency import AUTO
+from gopd_merge.disk import partial_of, write_json
 from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distill.vllm_engine import check_available
 from gopd_merge.distillation import Clock, Listener, give_back_freed_memory, load_backbone, manifest, peak_memory, train_student
@@ -21,13 +25,16 @@ from gopd_merge.errors import NotEstimatedError
 from gopd_merge.evaluate.statistics import Comparison, Result
 from gopd_merge.experts.intake import WEIGHTS
 from gopd_merge.experts.tensor_file import file_sha256
-from gopd_merge.forecast import Forecast
-from gopd_merge.plan import MANIFEST, Inputs, check_output, read_inputs
+from gopd_merge.forecast import Forecast, resolve_device
+from gopd_merge.parallel import ALONE, Processes, launched
+from gopd_merge.plan import MANIFEST, Inputs, check_output, check_processes, read_inputs
 from gopd_merge.report.card import card_text
 from gopd_merge.report.document import EVALUATION, RESULTS
 from gopd_merge.report.progress import Silent
 from gopd_merge.report.scale import SCALE
+from gopd_merge.run_folder import check_unfinished, run_folder
 from gopd_merge.scaling.auto import choose_alpha
+from gopd_merge.settings import identity, settings_of
 
 AVERAGE = "average"
 SCHEMA = 1
@@ -51,37 +58,57 @@ def merge(
     inputs: Inputs | None = None,
     backbone: Backbone | None = None,
     scale: Mapping[str, Any] | None = None,
+    resume: bool = False,
 ) -> MergeResult:
     """Merge the experts into one adapter at `config.output`.
 
     A `backbone` that is loaded already has all roles and a fresh student on it, and its memory was looked at. `scale` is the document of
-    how α was chosen; it is kept beside the adapter.
+    how α was chosen; it is kept beside the adapter. With `resume` a run that was stopped goes on; where there is none, it begins. In each
+    of several processes of `accelerate launch` this is called alike; they train together, and the first alone measures and writes: what it
+    returns is known to it alone.
 
     Raises:
         InputError: something given is refused; nothing was computed.
         GopdError: the run failed; what was computed is in OUTPUT.partial.
     """
-    listener = listener or Silent()
+    processes = launched()
+    listener = listener if listener and processes.is_first else Silent()
     clock = Clock()
     check_output(config.output, config.overwrite)
+    if not resume:
+        check_unfinished(config.output, config.overwrite)
+    check_processes(config, processes)
+    with processes.one_voice():
+        processes.take_device(resolve_device(config.device))
     inputs = inputs or read_inputs(config)
     listener.started(config, inputs)
     if backbone is None:
         with clock.measure("plan"):
-            look_ahead(config, inputs, listener)
+            look_ahead(config, inputs, listener, processes)
 
-    with artefacts.new_folder(config.output, config.overwrite) as folder:
+    if not processes.is_first:
+        partial = partial_of(config.output)
+        with processes.joined(resolve_device(config.device), config.remote_patience) as together:
+            backbone = backbone or load_backbone(config, inputs)
+            train_student(backbone, config, inputs, partial, clock, listener, together)
+        return MergeResult(config.output, (), (), {}, "")
+
+    environment = artefacts.environment(torch.device(resolve_device(config.device)))
+    with run_folder(config, inputs, resume, environment | {"processes": processes.count}, listener.note) as folder:
         if scale is not None:
-            artefacts.write_json(folder / SCALE, scale)
-        if backbone is None:
-            listener.phase("loading the base")
-            with clock.measure("load"):
-                backbone = load_backbone(config, inputs)
-        if config.alpha == AUTO:
-            with clock.measure("probe"):
-                config, scale = choose_alpha(backbone, config, inputs, folder, listener)
-        config, metrics, tokens = train_student(backbone, config, inputs, folder, clock, listener)
-        measured = {"seconds": clock.rounded(), "tokens": tokens, "environment": artefacts.environment(backbone.device)}
+            write_json(folder / SCALE, scale)
+        elif config.alpha != AUTO and (folder / SCALE).is_file():  # of a sweep, whose last run goes on without it
+            scale = json.loads((folder / SCALE).read_text(encoding="utf-8"))
+        with processes.joined(resolve_device(config.device), config.remote_patience) as together:
+            if backbone is None:
+                listener.phase("loading the base")
+                with clock.measure("load"):
+                    backbone = load_backbone(config, inputs)
+            if config.alpha == AUTO:
+                with clock.measure("probe"):
+                    config, scale = choose_alpha(backbone, config, inputs, folder, listener)
+            config, metrics, tokens = train_student(backbone, config, inputs, folder, clock, listener, together)
+        measured = {"seconds": clock.rounded(), "tokens": tokens, "environment": environment}
         found = evaluate(backbone, config, inputs, folder, manifest(config, inputs, metrics) | measured, clock, listener)
 
         document = {
@@ -93,10 +120,15 @@ def merge(
             "seconds": clock.rounded(),
             "peak_memory_bytes": peak_memory(backbone.device),
         }
-        described = manifest(config, inputs, metrics) | document | ({"scale": _reasons(scale)} if scale else {})
+        described = (
+            manifest(config, inputs, metrics)
+            | document
+            | {"settings": settings_of(config, inputs)}
+            | ({"scale": _reasons(scale)} if scale else {})
+        )
         results, comparisons = (found.results, found.comparisons) if found else ((), ())
         (folder / "README.md").write_text(card_text(described, found.markdown if found else None), encoding="utf-8")
-        artefacts.write_json(folder / MANIFEST, described)  # last: its presence means complete
+        write_json(folder / MANIFEST, described)  # last: its presence means complete
     return MergeResult(config.output, results, comparisons, document, found.table if found else "", scale)
 
 
@@ -105,7 +137,7 @@ def _reasons(scale: Mapping[str, Any]) -> dict[str, Any]:
     return {name: scale[name] for name in ("made_by", "chosen", "chosen_options", "why") if name in scale}
 
 
-def look_ahead(config: MergeConfig, inputs: Inputs, listener: Listener) -> None:
+def look_ahead(config: MergeConfig, inputs: Inputs, listener: Listener, processes: Processes = ALONE) -> None:
     """Notes what is odd about the inputs. Raises InputError for a run that cannot fit into memory, or lacks what is to sample."""
     for warning in (*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings):
         listener.note(warning)
@@ -115,7 +147,7 @@ def look_ahead(config: MergeConfig, inputs: Inputs, listener: Listener) -> None:
         )
     if config.rollout == VLLM:
         check_available(inputs.lora_rank)
-    forecast = Forecast(config, inputs)
+    forecast = Forecast(config, inputs, processes)
     try:
         forecast.check()
         listener.planned(forecast)
@@ -163,5 +195,5 @@ def evaluate(
     about = {name: described[name] for name in ("inputs", "base", "config", "environment")}
     about |= {"command": "gopd-merge --config merge.json", "seconds": clock.rounded()}
     found = conclude(lineup, inputs.test, [], setup, about)
-    artefacts.replace_json(setup.folder / RESULTS, found.document)
+    write_json(setup.folder / RESULTS, found.document)
     return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gopd_merge.config import REFERENCES, TEACHER_BASE, MergeConfig
+from gopd_merge.config import REFERENCES, TEACHER_BASE, VLLM, MergeConfig
 from gopd_merge.consistency import AUTO
 from gopd_merge.errors import InputError
 from gopd_merge.eval_config import OWN, STATIC_RIVALS
@@ -17,6 +17,7 @@ from gopd_merge.experts.base import Base, is_model, linear_kinds, resolve_base
 from gopd_merge.experts.fingerprint import check_same_tokenizer
 from gopd_merge.experts.hub import is_hub_id
 from gopd_merge.experts.intake import CONFIG, Expert, check_mixable, read_expert, read_experts
+from gopd_merge.parallel import Processes
 from gopd_merge.prompts.sources import PromptSet, training_prompts
 from gopd_merge.server import is_remote, split_location
 
@@ -171,6 +172,29 @@ def pin(config: MergeConfig, inputs: Inputs) -> MergeConfig:
 def pinned(given: str | None, found: Expert | Base) -> str | None:
     """A Hub id with the commit that was found there; what is no Hub id as it was given."""
     return f"{found.name}@{found.commit}" if found.commit else given
+
+
+def check_processes(config: MergeConfig, processes: Processes) -> None:
+    """Raises InputError for what several processes cannot do together, or one alone."""
+    if processes.count == 1:
+        if config.shard_base:
+            raise InputError("--shard-base shares the base out among processes, and there is one; start several with accelerate launch")
+        return
+    if config.alpha == AUTO:
+        raise InputError(
+            f"--alpha auto in {processes.count} processes: the target is measured in one; run gopd-merge probe first, without "
+            "accelerate launch, and give the number"
+        )
+    if config.rollout == VLLM:
+        raise InputError(
+            f"--rollout vllm in {processes.count} processes: each would start a vLLM of its own, which is not supported; start vllm serve, "
+            "and give its address: --rollout http://HOST:8000/v1"
+        )
+    if config.shard_base and (share := config.prompts_per_step // len(config.experts)) % processes.count:
+        raise InputError(
+            f"--shard-base: {share} prompts of each domain a step do not divide by {processes.count} processes, and all must run the base "
+            f"equally often; give --batch-size {len(config.experts) * processes.count * max(1, share // processes.count)}"
+        )
 
 
 def check_output(output: Path, overwrite: bool) -> None:

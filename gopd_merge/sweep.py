@@ -1,6 +1,5 @@
 """`gopd-merge sweep`, read from top to bottom: check, load one base, thin the candidates out by short runs, train the winner in full."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,11 @@ from typing import Any
 
 from gopd_merge import artefacts
 from gopd_merge.comparison.contenders import trained
-from gopd_merge.comparison.measuring import TUNING, Measured, Setup, check_context, identity, key_of, measure, result, scores
+from gopd_merge.comparison.measuring import TUNING, Measured, Setup, check_context, key_of, measure, result, scores
 from gopd_merge.comparison.training import renew_student, train_on
 from gopd_merge.comparison.tuning import best_row
 from gopd_merge.config import MergeConfig
+from gopd_merge.disk import alone, write_json
 from gopd_merge.distill.backbone import Backbone
 from gopd_merge.distill.update import default_learning_rate
 from gopd_merge.distillation import Listener, load_backbone
@@ -33,19 +33,14 @@ from gopd_merge.report.document import EVALUATION, ScalePoint
 from gopd_merge.report.lines import difference_text
 from gopd_merge.report.progress import Silent
 from gopd_merge.report.sweep import candidate_text, schedule_text
+from gopd_merge.run_folder import is_same
 from gopd_merge.scaling.document import scale_document
+from gopd_merge.settings import differences, identity, settings_of
 from gopd_merge.sweep_config import SWEPT, SweepConfig
 
 FOLDER = ".sweep"  # what follows the output's name
 SETTINGS = "sweep.json"
 SCHEMA = 1
-# Options that change no short run: where things go, what comes after, and how much memory and time are taken.
-ASIDE = {
-    *("experts", "base", "prompts", "allow_noop"),  # by what was found there, see `settings_of`
-    *("output", "overwrite", "eval", "eval_prompts"),
-    *("micro_batch_size", "chunk_tokens", "memory", "unsafe_exec", "device"),
-    *SWEPT.values(),
-}
 
 
 @dataclass(frozen=True)
@@ -82,8 +77,8 @@ def sweep(config: SweepConfig, command: str, listener: Listener | None = None, i
     inputs = inputs or read_inputs(longest)
     validation = validation_questions(config, inputs)
     folder = config.output.with_name(config.output.name + FOLDER)
-    settings = settings_of(config, inputs, validation)
-    with artefacts.alone(folder):
+    settings = sweep_settings(config, inputs, validation)
+    with alone(folder):
         begin(folder, settings, config.overwrite)
         listener.phase(schedule_text(config.halving, [one.steps for one in config.candidates]))
         look_ahead(longest, inputs, listener)
@@ -93,7 +88,8 @@ def sweep(config: SweepConfig, command: str, listener: Listener | None = None, i
         scale = findings(trials, best, command)
         listener.phase(f"the winner in full: {candidate_text(best.alpha, best.learning_rate)}, {best.steps} steps")
         renew_student(trials.backbone, inputs, config.seed)
-        return Sweep(scale, merge(config.full_run(best), listener, inputs, trials.backbone, scale))
+        full = config.full_run(best)
+        return Sweep(scale, merge(full, listener, inputs, trials.backbone, scale, resume=is_same(full, inputs)))
 
 
 @dataclass
@@ -174,21 +170,13 @@ def setup_of(config: MergeConfig, inputs: Inputs, folder: Path) -> Setup:
     return Setup(folder, made_of, config.seed, config.batch_size, config.unsafe_exec)
 
 
-def settings_of(config: SweepConfig, inputs: Inputs, validation: Sequence[Benchmark]) -> dict[str, Any]:
+def sweep_settings(config: SweepConfig, inputs: Inputs, validation: Sequence[Benchmark]) -> dict[str, Any]:
     """All that the short runs depend on."""
-    settings = config.model_dump(mode="json", exclude=ASIDE)
+    settings = {name: value for name, value in settings_of(config, inputs).items() if name not in SWEPT.values()}
     settings["steps_grid"] = sorted({one.steps for one in config.candidates})
     settings["learning_rates"] = list(config.learning_rates) or [config.learning_rate]
-    settings |= identity(inputs.base, inputs.experts, config.quantize)
-    if inputs.teacher_base:
-        settings["teacher_base"] = identity(inputs.teacher_base, inputs.experts, config.quantize)["base_digest"]
     settings["device"] = resolve_device(config.device)
-    for source in inputs.prompts:
-        texts = json.dumps([prompt.prompt for prompt in source.prompts])
-        settings[f"prompts of {source.domain}"] = hashlib.sha256(texts.encode()).hexdigest()
-    for benchmark in validation:
-        settings[f"validation questions of {benchmark.domain}"] = benchmark.version
-    return settings
+    return settings | {f"validation questions of {benchmark.domain}": benchmark.version for benchmark in validation}
 
 
 def begin(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
@@ -197,20 +185,20 @@ def begin(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
     if not file.is_file():
         if {path.name for path in folder.iterdir()} - {".lock", f"{SETTINGS}.partial"}:
             raise InputError(f"{folder}: was not written by gopd-merge sweep, it has no {SETTINGS}; choose another --output")
-        artefacts.replace_json(file, {"schema": SCHEMA, "settings": settings})
+        write_json(file, {"schema": SCHEMA, "settings": settings})
         return
     there = json.loads(file.read_text(encoding="utf-8"))["settings"]
-    differing = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
+    differing = differences(there, settings)
     if not differing:
         return
     if not overwrite:
-        changes = ", ".join(f"{name} {there.get(name)} (now {settings.get(name)})" for name in differing)
         raise InputError(
-            f"{folder}: holds a sweep with {changes}; repeat its options, give --overwrite to begin anew, or choose another --output"
+            f"{folder}: holds a sweep with {', '.join(differing)}; repeat its options, give --overwrite to begin anew, "
+            "or choose another --output"
         )
     for rung in folder.glob("rung-*"):
         shutil.rmtree(rung)
-    artefacts.replace_json(file, {"schema": SCHEMA, "settings": settings})
+    write_json(file, {"schema": SCHEMA, "settings": settings})
 
 
 def findings(trials: Trials, best: Candidate, command: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ REFUSED = [
     ({"method": "rkl", "rotate": "all"}, ["--method rkl", "--rotate all"], [{"rotate": GONE}]),
     ({"method": "alternate", "steps": 1}, ["--method alternate", "--steps 1"], [{"steps": 2}]),
     ({"horizon": 97}, ["--horizon 97", "--max-new-tokens 96"], [{"horizon": GONE}, {"max_new_tokens": 97}]),
+    ({"shard_base": True}, ["--shard-base", "--no-eval"], [{"eval": False}, {"shard_base": GONE}]),
     ({"balance": True, "rotate": "step"}, ["--balance", "--rotate"], [{"rotate": GONE}]),
     ({"balance": True, "method": "alternate"}, ["--balance", "--method alternate"], [{"method": GONE}]),
     ({"alpha": "auto", "adaptive": "run"}, ["--alpha auto", "--adaptive run"], [{"alpha": GONE}, {"adaptive": GONE}]),
@@ -124,7 +125,7 @@ def test_a_contradiction_is_one_line_that_names_both_sides_and_each_way_out_work
 
 
 def test_every_rule_has_been_broken_here_by_itself():
-    rules = [getattr(consistency, name) for name in ("_of_method", "_of_alpha", "_of_teachers", "_of_bases", "_of_remote")]
+    rules = [getattr(consistency, name) for name in ("_of_method", "_of_alpha", "_of_teachers", "_of_bases", "_of_remote", "_of_machine")]
     found = {}
     for options, _, _ in REFUSED:
         given = {"experts": EXPERTS, **options}

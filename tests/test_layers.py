@@ -9,7 +9,10 @@ PACKAGE = Path(gopd_merge.__file__).parent
 ROOMS = ("experts", "prompts", "distill", "evaluate", "report")
 LEVEL = {
     "errors": 0,
+    "parallel": 2,
     "consistency": 1,
+    "disk": 1,
+    "stopping": 1,
     "options": 1,
     "server": 1,
     "config": 2,
@@ -19,6 +22,8 @@ LEVEL = {
     "sweep_config": 3,
     **dict.fromkeys(ROOMS, 4),
     "plan": 5,
+    "settings": 6,
+    "run_folder": 7,
     "artefacts": 6,
     "doctor": 6,
     "inspection": 6,
@@ -40,7 +45,22 @@ BETWEEN_ROOMS = {
     ("evaluate", "prompts.sources"),
     ("report", "evaluate.statistics"),
 }
-WITHOUT_TORCH = ("cli", "config", "errors", "halving", "options", "plan", "report", "server", "sweep_config")
+WITHOUT_TORCH = (
+    "disk",
+    "run_folder",
+    "settings",
+    "stopping",
+    "cli",
+    "config",
+    "errors",
+    "halving",
+    "options",
+    "parallel",
+    "plan",
+    "report",
+    "server",
+    "sweep_config",
+)
 LIGHT = ("experts.intake", "experts.base", "prompts.sources", "evaluate.suites", "evaluate.items", "evaluate.rows")
 
 

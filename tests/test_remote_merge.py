@@ -308,7 +308,7 @@ def test_a_server_that_dies_is_waited_for_and_the_run_goes_on(train, config_of, 
 
     def come_back():
         partial = config.output.with_name(config.output.name + ".partial")
-        saved.append((len(listener.steps), (partial / "adapter_model.safetensors").is_file()))
+        saved.append((len(listener.steps), (partial / "checkpoints" / "step-000001" / "adapter_model.safetensors").is_file()))
         server.start()
 
     timer = threading.Timer(3.0, come_back)
@@ -328,11 +328,12 @@ def test_a_server_that_stays_away_ends_the_run_with_one_line_and_what_was_learnt
     assert (code, out) == (1, "")
     (line,) = err
     assert line.startswith(f"gopd-merge: {server.url}#math: the server has not answered for 0.3 s (")
-    assert line.endswith("merged.lora.partial holds the student so far; merged.lora was not touched")
+    assert line.endswith("step 1 is saved, go on with: gopd-merge resume merged.lora")
     assert not (tmp_path / "merged.lora").exists()
     partial = tmp_path / "merged.lora.partial"
     assert len((partial / "metrics.jsonl").read_text().splitlines()) == 1
-    assert any(tensor.any() for name, tensor in load_file(partial / "adapter_model.safetensors").items() if "lora_B" in name)
+    student = load_file(partial / "checkpoints" / "step-000001" / "adapter_model.safetensors")
+    assert any(tensor.any() for name, tensor in student.items() if "lora_B" in name)
     assert not (partial / "merge.json").exists()
 
 

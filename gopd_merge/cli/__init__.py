@@ -10,10 +10,11 @@ from cyclopts import App, Group
 
 import gopd_merge
 from gopd_merge.cli import evaluating, looking, merging, probing, sweeping
-from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, JSON, QUIET, signature
+from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, JSON, QUIET, RESUME, signature
 from gopd_merge.config import MergeConfig
-from gopd_merge.errors import GopdError
+from gopd_merge.errors import GopdError, InputError, Interrupted
 from gopd_merge.eval_config import CompareConfig, EvalConfig
+from gopd_merge.parallel import launched
 from gopd_merge.probe_config import ProbeConfig
 from gopd_merge.sweep_config import SweepConfig
 
@@ -63,13 +64,14 @@ def build_app() -> App:
         sweeping.sweep(options)
 
     # Functions have a __signature__ that type checkers do not know of; the flags are read off it.
-    run.__signature__ = signature(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN)  # type: ignore[attr-defined]
+    run.__signature__ = signature(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN, RESUME)  # type: ignore[attr-defined]
     plan.__signature__ = signature(MergeConfig, CONFIG, JSON, CALIBRATE)  # type: ignore[attr-defined]
     probe.__signature__ = signature(ProbeConfig, JSON, QUIET)  # type: ignore[attr-defined]
     evaluate.__signature__ = signature(EvalConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
     compare.__signature__ = signature(CompareConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
     sweep.__signature__ = signature(SweepConfig, CONFIG, JSON, QUIET, without=("alpha",))  # type: ignore[attr-defined]
     app.default(run)
+    app.command(merging.resume, name="resume")
     app.command(plan)
     app.command(probe)
     app.command(sweep)
@@ -85,26 +87,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed, 2 refused, 128 + n stopped by signal n."""
     app = build_app()
     tokens = list(sys.argv[1:] if argv is None else argv)
+    name = "gopd-merge"
     if "--quiet" in tokens or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
+        processes = launched()
+        if processes.rank > 0:
+            name = f"gopd-merge, process {processes.rank}"
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - results are the first one's, to the end of the program
         if not tokens:
             app.help_print()
             return 2
+        if processes.count > 1:
+            with processes.one_voice():
+                _check_trains(app, tokens)
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-    except GopdError as error:
+    except (GopdError, Interrupted) as error:
         for line in str(error).splitlines():  # one, or a heading with its findings indented
-            print(line if line.startswith("  ") else f"gopd-merge: {line}", file=sys.stderr)
+            print(line if line.startswith("  ") else f"{name}: {line}", file=sys.stderr)
         return error.exit_code
-    except cyclopts.UnusedCliTokensError as error:
-        name = (error.unused_tokens or [""])[0]
-        print(f"gopd-merge: {name} is neither an option nor a command; name adapters with --experts, see --help", file=sys.stderr)
-        return 2
     except cyclopts.CycloptsError as error:
-        print(f"gopd-merge: {' '.join(str(error).split())}", file=sys.stderr)
+        if processes.local_rank == 0:
+            print(f"{name}: {_usage(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read stdout is gone; do not trip over it at exit
         return 1
     return 0
+
+
+def _usage(error: cyclopts.CycloptsError) -> str:
+    """What is wrong with the words of the command, in one line."""
+    if isinstance(error, cyclopts.UnusedCliTokensError):
+        token = (error.unused_tokens or [""])[0]
+        return f"{token} is neither an option nor a command; name adapters with --experts, see --help"
+    return " ".join(str(error).split())
+
+
+def _check_trains(app: App, tokens: list[str]) -> None:
+    """Several processes have a merge to do together, and nothing else. Raises InputError."""
+    command = (
+        tokens[0]
+        if tokens[0] in set(app) - {"resume"} and not tokens[0].startswith("-")
+        else "--dry-run"
+        if "--dry-run" in tokens
+        else None
+    )
+    if command:
+        raise InputError(f"{command} runs in one process; start it without accelerate launch")

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from gopd_merge.cli.quiet import quieten_libraries, stop_on_signals
+from gopd_merge.cli.quiet import quieten_libraries
 from gopd_merge.errors import GopdError, InputError, Interrupted
 from gopd_merge.eval_config import EvalConfig
 from gopd_merge.options import checked
+from gopd_merge.stopping import stop_on_signals
 
 FORMATS = {"html": ".html", "markdown": ".md", "json": ".json", "text": ".txt"}
 

@@ -3,25 +3,34 @@
 import shlex
 from json import dumps as dump_json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from gopd_merge.cli.quiet import quieten_libraries, stop_on_signals
+from cyclopts import Parameter
+
+from gopd_merge.cli.quiet import quieten_libraries
 from gopd_merge.config import MergeConfig, make_config
-from gopd_merge.errors import GopdError, InputError, Interrupted
+from gopd_merge.errors import GopdError, InputError, Interrupted, ProcessLost
 from gopd_merge.options import read_config_file
+from gopd_merge.parallel import launched
+from gopd_merge.stopping import stop_on_signals
 
 if TYPE_CHECKING:
     from gopd_merge.pipeline import MergeResult
+    from gopd_merge.plan import Inputs
+
+MANIFEST = "merge.json"
 
 
 def plan(options: dict[str, Any]) -> None:
     """Print what a merge would use and take. Raises InputError where it cannot fit, after printing."""
     as_json, with_time = options.pop("json", False), options.pop("calibrate", False)
     options.pop("quiet", False)
+    resume = options.pop("resume", False)
     config = _config(options)
     from rich.console import Console
 
     from gopd_merge.plan import check_output, read_inputs
+    from gopd_merge.run_folder import check_unfinished
 
     console = Console(stderr=True)
     inputs = read_inputs(config, weights=with_time)
@@ -34,6 +43,7 @@ def plan(options: dict[str, Any]) -> None:
         document = forecast.document()
     try:
         check_output(config.output, config.overwrite)
+        check_unfinished(config.output, config.overwrite or resume)
     except InputError as error:
         document["warnings"].append(str(error))  # the merge will not begin, but its plan is worth seeing
     if with_time and forecast.fits:
@@ -47,13 +57,56 @@ def plan(options: dict[str, Any]) -> None:
 
 def merge(options: dict[str, Any]) -> None:
     """Run a merge and print its table or document."""
+    resume = options.pop("resume", False)
     as_json, quiet = options.pop("json", False), options.pop("quiet", False)
-    config = _config(options)
-    from gopd_merge.plan import check_output, read_inputs
+    with launched().one_voice():
+        config = _config(options)
+        from gopd_merge.plan import check_output, check_processes, read_inputs
+        from gopd_merge.run_folder import check_unfinished, is_complete, is_same
 
-    check_output(config.output, config.overwrite)
-    inputs = read_inputs(config)  # refuses within a second, before torch is imported
+        done = resume and is_complete(config.output)
+        if not done:
+            check_output(config.output, config.overwrite)
+        if not resume:
+            check_unfinished(config.output, config.overwrite)
+        check_processes(config, launched())
+        inputs = read_inputs(config)  # refuses within a second, before torch is imported
+    if done and is_same(config, inputs):
+        _print_complete(config, as_json)
+    else:
+        _run(config, inputs, resume, as_json, quiet)
 
+
+def resume(
+    output: str, *, json: Annotated[bool, Parameter(negative=())] = False, quiet: Annotated[bool, Parameter(negative=())] = False
+) -> None:
+    """Go on with a merge that was stopped or killed, from its last checkpoint, with the options that it was given.
+
+    Parameters
+    ----------
+    output
+        the folder that the merge was to be written to
+    json
+        print the result as one JSON document
+    quiet
+        no progress, only the result
+    """
+    from gopd_merge.disk import PARTIAL
+    from gopd_merge.plan import check_processes, read_inputs
+    from gopd_merge.run_folder import is_complete, stored_config
+
+    folder = Path(output.rstrip("/").removesuffix(PARTIAL))
+    if is_complete(folder):
+        _print_complete(make_config(read_config_file(folder / MANIFEST) | {"output": folder}), json)
+        return
+    with launched().one_voice():
+        config = stored_config(folder)
+        check_processes(config, launched())
+        inputs = read_inputs(config)
+    _run(config, inputs, True, json, quiet)
+
+
+def _run(config: MergeConfig, inputs: "Inputs", resume: bool, as_json: bool, quiet: bool) -> None:
     quieten_libraries()
     stop_on_signals()
     from gopd_merge import pipeline
@@ -61,15 +114,18 @@ def merge(options: dict[str, Any]) -> None:
     from gopd_merge.distill.remote import TeacherError
     from gopd_merge.report.progress import Progress, Silent
 
-    with Silent() if quiet else Progress() as listener:
+    output, processes = config.output, launched()
+    with Silent() if quiet or not processes.is_first else Progress() as listener:
         try:
-            result = pipeline.merge(config, listener, inputs)
+            result = pipeline.merge(config, listener, inputs, resume=resume)
         except OSError as error:
-            raise GopdError(f"{error.filename or config.output}: {error.strerror or error}; {_kept(config.output)}") from error
-        except (EngineError, TeacherError) as error:
-            raise GopdError(f"{error}; {_kept(config.output)}") from None
+            raise GopdError(f"{error.filename or output}: {error.strerror or error}; {_kept(output)}") from error
+        except (EngineError, TeacherError, ProcessLost) as error:
+            raise GopdError(f"{error}; {_kept(output)}") from None
         except Interrupted as error:
-            raise Interrupted(f"stopped; {_kept(config.output)}", error.exit_code - 128) from None
+            raise Interrupted(_stopped(output, processes.count > 1), error.exit_code - 128) from None
+    if not processes.is_first:
+        return
     scale = result.scale
     if as_json:
         print(dump_json({**result.document, **({"scale": scale} if scale else {})}, ensure_ascii=False))
@@ -82,11 +138,41 @@ def _config(options: dict[str, Any]) -> MergeConfig:
     return make_config((read_config_file(file) if file else {}) | options)
 
 
+def _print_complete(config: MergeConfig, as_json: bool) -> None:
+    """A merge that ended is not made again; what its end may have left to remove is removed."""
+    from gopd_merge.run_folder import tidy
+
+    tidy(config.output, config.keep_checkpoints)
+    if as_json:
+        print((config.output / MANIFEST).read_text(encoding="utf-8"), end="")
+    else:
+        print(f"{config.output} is complete, nothing is left to do")
+
+
+def _stopped(output: Path, launched: bool) -> str:
+    """What to say when a signal stopped a run, or its launcher: where, what is saved, how to go on."""
+    from gopd_merge.disk import partial_of, read_json_lines
+    from gopd_merge.run_folder import is_complete, saved_steps
+
+    steps = saved_steps(output)
+    if is_complete(output):
+        return f"stopped; {output} is complete"
+    by = "stopped by the launcher, as it was itself, or as another process of the run has ended," if launched else "stopped"
+    if not partial_of(output).exists():
+        return f"{by} before anything was computed"
+    done = len(read_json_lines(partial_of(output) / "metrics.jsonl"))
+    saved = "everything is saved" if done == (steps[-1] if steps else 0) else f"step {steps[-1] if steps else 0} is saved"
+    return f"{by} at step {done}; {saved}. Go on with: gopd-merge resume {shlex.quote(str(output))}"
+
+
 def _kept(output: Path) -> str:
-    """Where a run that did not finish left the student."""
-    partial = output.with_name(output.name + ".partial")
-    kept = f"{partial} holds the student so far" if (partial / "adapter_model.safetensors").is_file() else "no step was finished"
-    return f"{kept}; {output} was not touched"
+    """What a run that failed left, and how to go on."""
+    from gopd_merge.run_folder import saved_steps
+
+    steps = saved_steps(output)
+    if not steps:
+        return f"no step is saved; {output} was not touched"
+    return f"step {steps[-1]} is saved, go on with: gopd-merge resume {shlex.quote(str(output))}"
 
 
 def summary(result: "MergeResult", config: MergeConfig) -> str:

@@ -14,6 +14,7 @@ CONFIG: Flag = ("config", Path | None, "options from this YAML file, or from a r
 JSON: Flag = ("json", bool, "print the result as one JSON document", "Output")
 QUIET: Flag = ("quiet", bool, "no progress, only the result", "Output")
 DRY_RUN: Flag = ("dry_run", bool, "only show what the run would use and take, as gopd-merge plan does", "Output")
+RESUME: Flag = ("resume", bool, "go on where this merge was stopped, or begin where nothing is there yet", "Output")
 CALIBRATE: Flag = ("calibrate", bool, "load the base and measure a few steps, to say how long the run will take", "Machine")
 NAMES = (
     "What to merge",

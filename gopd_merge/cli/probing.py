@@ -5,11 +5,12 @@ import sys
 from json import dumps as dump_json
 from typing import Any
 
-from gopd_merge.cli.quiet import quieten_libraries, stop_on_signals
+from gopd_merge.cli.quiet import quieten_libraries
 from gopd_merge.config import MergeConfig
 from gopd_merge.errors import GopdError, Interrupted
 from gopd_merge.options import checked, expert_domain
 from gopd_merge.probe_config import ProbeConfig
+from gopd_merge.stopping import stop_on_signals
 
 
 def probe(options: dict[str, Any]) -> None:

@@ -1,22 +1,8 @@
-"""What every command does around its work: quiet libraries, signals."""
+"""What every command does before its work: quiet libraries."""
 
 import logging
 import os
-import signal
 import warnings
-
-from gopd_merge.errors import Interrupted
-
-
-def stop_on_signals() -> None:
-    """SIGINT and SIGTERM raise Interrupted, so that what was computed is kept; a second one ends at once."""
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
-
-
-def _stop(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second one ends at once
-    raise Interrupted("stopped", number)
 
 
 def quieten_libraries() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gopd_merge.cli.merging import summary
-from gopd_merge.cli.quiet import quieten_libraries, stop_on_signals
+from gopd_merge.cli.quiet import quieten_libraries
 from gopd_merge.errors import GopdError, Interrupted
 from gopd_merge.options import checked, read_config_file
+from gopd_merge.stopping import stop_on_signals
 from gopd_merge.sweep_config import SWEPT, SweepConfig
 
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gopd_merge.artefacts import read_json_lines
 from gopd_merge.comparison.contenders import Contender
 from gopd_merge.comparison.measuring import Measured, key_of
 from gopd_merge.comparison.tuning import Tuned
+from gopd_merge.disk import read_json_lines
 from gopd_merge.distillation import METRICS
 from gopd_merge.evaluate.statistics import Comparison, Result
 from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark

@@ -1,6 +1,5 @@
 """Contenders answer benchmarks on one loaded base; their answers become results and comparisons."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from gopd_merge.evaluate.answers import Answer, AnswerFile
 from gopd_merge.evaluate.statistics import Result, Scores, scores_of, summarise
 from gopd_merge.evaluate.suites import EXPERT_REWARD, Benchmark
 from gopd_merge.evaluate.tasks import Respond, ask
-from gopd_merge.experts.base import Base
-from gopd_merge.experts.intake import Expert
 
 ANSWERS, TUNING = "answers", "tuning"
 Key = tuple[str, str]  # suite and domain
@@ -44,16 +41,6 @@ class Measured:
 
     contender: Contender
     answers: Mapping[Key, Sequence[Answer]]
-
-
-def identity(base: Base, experts: Sequence[Expert], quantize: str) -> dict[str, Any]:
-    """What all answers on this base depend on: it, as far as that can be told without reading its weights, and the experts."""
-    digest = hashlib.sha256(str(base.weight_bytes).encode())
-    for path in sorted(Path(base.location).iterdir()):
-        if path.name.endswith((".json", ".jinja", ".txt", ".model")):  # config, tokenizer, chat template
-            digest.update(path.name.encode() + path.read_bytes())
-    made_of = {expert.domain: expert.sha256 for expert in experts}
-    return {"base": base.name, "base_digest": digest.hexdigest(), "quantize": quantize, "experts": made_of}
 
 
 def key_of(benchmark: Benchmark) -> Key:

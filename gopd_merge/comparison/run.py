@@ -9,10 +9,11 @@ from gopd_merge.comparison.concluding import Evaluation, conclude
 from gopd_merge.comparison.contenders import BASE, Contender, Entry, Field, of_experts, read_entry, read_field
 from gopd_merge.comparison.judging import JUDGED, judge_all
 from gopd_merge.comparison.lineup import line_up
-from gopd_merge.comparison.measuring import ANSWERS, TUNING, Setup, check_context, identity, measure_all
+from gopd_merge.comparison.measuring import ANSWERS, TUNING, Setup, check_context, measure_all
 from gopd_merge.comparison.training import train_on
 from gopd_merge.comparison.tuning import Tuned, tune
 from gopd_merge.config import METHOD_OPTIONS, MergeConfig
+from gopd_merge.disk import alone, write_json
 from gopd_merge.distill.backbone import Backbone
 from gopd_merge.distillation import Clock, Listener, load_roles
 from gopd_merge.errors import InputError
@@ -25,6 +26,7 @@ from gopd_merge.plan import MANIFEST, Inputs, read_inputs
 from gopd_merge.report.document import EVALUATION, RESULTS
 from gopd_merge.report.progress import Silent
 from gopd_merge.report.scale import scale_in
+from gopd_merge.settings import identity
 
 
 def compare(config: EvalConfig, command: str, listener: Listener | None = None) -> Evaluation:
@@ -50,7 +52,7 @@ def compare(config: EvalConfig, command: str, listener: Listener | None = None) 
     judge = _judge(config, test)
     setup = _setup(config, found)
     opd = _opd_training(config, found, setup.folder)
-    with artefacts.alone(setup.folder, (ANSWERS, TUNING, JUDGED, RESULTS) if config.overwrite else ()):
+    with alone(setup.folder, (ANSWERS, TUNING, JUDGED, RESULTS) if config.overwrite else ()):
         return _measure(config, command, found, given, opd, test, validation, judge, setup, listener)
 
 
@@ -96,7 +98,7 @@ def _measure(
         "environment": artefacts.environment(backbone.device),
     }
     evaluation = conclude(lineup, test, validation, setup, described, judged)
-    artefacts.replace_json(setup.folder / RESULTS, evaluation.document)
+    write_json(setup.folder / RESULTS, evaluation.document)
     return evaluation
 
 

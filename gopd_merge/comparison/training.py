@@ -2,9 +2,11 @@
 
 from gopd_merge import artefacts
 from gopd_merge.config import MergeConfig
+from gopd_merge.disk import write_json
 from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distillation import Clock, Listener, manifest, train_student
 from gopd_merge.plan import MANIFEST, Inputs
+from gopd_merge.run_folder import is_same, run_folder
 
 
 def renew_student(backbone: Backbone, inputs: Inputs, seed: int) -> None:
@@ -16,11 +18,12 @@ def renew_student(backbone: Backbone, inputs: Inputs, seed: int) -> None:
 def train_on(backbone: Backbone, config: MergeConfig, inputs: Inputs, listener: Listener) -> None:
     """Train a fresh student to `config.output`: adapter, metrics and merge.json, in a folder that appears whole or not at all.
 
-    Raises InputError where that folder exists, VerificationError.
+    One that was stopped goes on. Raises InputError where that folder exists, VerificationError.
     """
     clock = Clock()
     renew_student(backbone, inputs, config.seed)
-    with artefacts.new_folder(config.output, overwrite=False) as partial:
+    environment = artefacts.environment(backbone.device)
+    with run_folder(config, inputs, is_same(config, inputs), environment, listener.note) as partial:
         used, metrics, tokens = train_student(backbone, config, inputs, partial, clock, listener)
         written = manifest(used, inputs, metrics) | {"seconds": clock.rounded(), "tokens": tokens}
-        artefacts.write_json(partial / MANIFEST, written)
+        write_json(partial / MANIFEST, written)

@@ -4,8 +4,9 @@ A role is a name given to the backbone: `STUDENT`, `REFERENCE`, or `expert(domai
 restored on error; between calls the student is on, and only its adapter ever has gradients.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gopd_merge.disk import as_os_error
+from gopd_merge.distill.lora import adapters_by_row, recomputed, trained_adapter
 from gopd_merge.errors import GopdError, InputError
 from gopd_merge.experts.base import check_patterns_on
 from gopd_merge.experts.deltas import LAYER_PREFIX, Update
@@ -33,6 +37,12 @@ def expert(domain: str) -> str:
     return f"expert-{domain}"
 
 
+def layers_of(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The decoder's layers: what Transformers says must stay on one device. None where a model does not say it."""
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.get_decoder().modules() if type(module).__name__ in kinds]
+
+
 class Backbone:
     """The base with all adapters on it. Always in evaluation mode: no dropout, so a role is one deterministic function."""
 
@@ -45,9 +55,12 @@ class Backbone:
         """
         self.tokenizer = tokenizer
         self.device = model.device
+        self.is_shared = False  # whether each process holds a part of it only, see `sharding`
         self.peft: Any = model  # a PeftModel as soon as there is an adapter
+        self.recomputes_activations = False
         self._decoder = model.get_decoder()
         self._head = model.get_output_embeddings()
+        self._float_weights: dict[int, Tensor] | None = None  # by head, see `float_head`
         self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         names = [name for name, _ in model.named_modules()]
         for one in experts:
@@ -143,9 +156,10 @@ class Backbone:
         finally:
             self._freeze()
 
-    def hidden(self, roles: Sequence[str] | str, ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def hidden(self, roles: Sequence[str] | str, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Last hidden states (B, T, H), as the head receives them; row b is computed by `roles[b]`.
 
+        Without a mask every row begins at column 0, and may end in anything: what comes after a token has no part in its state.
         Gradients flow only where every row is the student's.
         """
         if isinstance(roles, str):
@@ -157,13 +171,13 @@ class Backbone:
             if not isinstance(self.peft, PeftModel):
                 return self._forward(ids, attention_mask)
             if self.can_mix:
-                with self.mixed_batch(roles) as options:
-                    return self._forward(ids, attention_mask, **options)
+                with self.mixed_batch(roles):
+                    return self._forward(ids, attention_mask)
             parts = {}
             for role in distinct:
                 rows = torch.tensor([index for index, r in enumerate(roles) if r == role], device=ids.device)
                 with self.role(role):
-                    parts[role] = (rows, self._forward(ids[rows], attention_mask[rows]))
+                    parts[role] = (rows, self._forward(ids[rows], None if attention_mask is None else attention_mask[rows]))
             hidden = torch.empty(len(roles), *next(iter(parts.values()))[1].shape[1:], device=ids.device)
             for rows, part in parts.values():
                 hidden[rows] = part.to(hidden.dtype)
@@ -175,17 +189,31 @@ class Backbone:
         return not self._alone
 
     @contextmanager
-    def mixed_batch(self, roles: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """What to give to a pass of which row b is computed by `roles[b]`; nothing of it is left behind if the pass fails."""
-        before = {module: set(module._forward_pre_hooks) for module in self.peft.modules()}
-        try:
-            yield {"adapter_names": list(roles)}
-        except BaseException:
-            for module, hooks in before.items():  # PEFT takes its hooks away only where nothing was raised
-                for added in set(module._forward_pre_hooks) - hooks:
-                    del module._forward_pre_hooks[added]
-                    module._forward_pre_hooks_with_kwargs.pop(added, None)
-            raise
+    def mixed_batch(self, roles: Sequence[str]) -> Iterator[None]:
+        """While it lasts, row b of a batch is computed by `roles[b]`, without gradient."""
+        with torch.no_grad(), adapters_by_row(self.peft, roles):
+            yield
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Around forward and backward passes of the student: the same numbers with less memory and time, but for rounding."""
+        with ExitStack() as stack:
+            stack.enter_context(trained_adapter(self._decoder, STUDENT))
+            if self.recomputes_activations:
+                stack.enter_context(recomputed(layers_of(self.model)))
+            yield
+
+    def recompute_activations(self, wanted: bool = True) -> None:
+        """Whether `training` keeps no more than each layer's input from now on, and runs every layer again on the way back.
+
+        Raises InputError for a model of which Transformers does not say what its layers are.
+        """
+        if wanted and not layers_of(self.model):
+            raise InputError(
+                f"--activation-checkpointing: Transformers does not say what the layers of {type(self.model).__name__} are; "
+                "leave it out, and take a smaller --micro-batch-size"
+            )
+        self.recomputes_activations = wanted
 
     @property
     def hidden_size(self) -> int:
@@ -217,7 +245,7 @@ class Backbone:
         """(n, H) hidden states of a role to (n, V) logits, in float32: rounding is amplified by λ + |1 − λ|."""
         head = self._head_of(role)
         if not hasattr(head, "lora_A"):
-            logits = F.linear(hidden.float(), head.weight.float(), None if head.bias is None else head.bias.float())
+            logits = F.linear(hidden.float(), self._float_weight(head), None if head.bias is None else head.bias.float())
         elif role == STUDENT:
             logits = head(hidden.to(self._head.weight.dtype)).float()
         else:
@@ -225,16 +253,41 @@ class Backbone:
                 logits = head(hidden.to(self._head.weight.dtype)).float()
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
+    @contextmanager
+    def float_head(self) -> Iterator[None]:
+        """While it lasts, heads of less than float32 are kept in float32 too, each made at its first use; without it, at every use."""
+        self._float_weights = {}
+        try:
+            yield
+        finally:
+            self._float_weights = None
+
+    def _float_weight(self, head: Any) -> Tensor:
+        weight: Tensor = head.weight
+        if weight.dtype == torch.float32 or self._float_weights is None:
+            return weight.float()
+        if id(head) not in self._float_weights:
+            self._float_weights[id(head)] = weight.detach().float()
+        return self._float_weights[id(head)]
+
     def save_student(self, folder: Path, base_name: str, base_revision: str | None) -> None:
         """The student as a plain PEFT adapter: adapter_config.json and adapter_model.safetensors."""
         config = self.peft.peft_config[STUDENT]
         config.base_model_name_or_path = base_name
         config.revision = base_revision
-        # Where the student adapts embeddings or head, PEFT would put the base's own (tied, frozen) weights beside its tensors.
-        self.peft.save_pretrained(folder, selected_adapters=[STUDENT], save_embedding_layers=False)
+        shutil.rmtree(folder / STUDENT, ignore_errors=True)  # of a save that was killed
+        with as_os_error(folder / WEIGHTS):
+            # Where the student adapts embeddings or head, PEFT would put the base's own (tied, frozen) weights beside its tensors.
+            self.peft.save_pretrained(folder, selected_adapters=[STUDENT], save_embedding_layers=False)
         for file in (folder / STUDENT).iterdir():  # PEFT puts every adapter but "default" in a folder of its own
             file.rename(folder / file.name)
         (folder / STUDENT).rmdir()
+
+    def load_student(self, folder: Path) -> None:
+        """Bring the student back to what `save_student` wrote. Raises InputError for the adapter of another student."""
+        self._check_loaded(folder, STUDENT)
+        set_peft_model_state_dict(self.peft, load_file(folder / WEIGHTS), adapter_name=STUDENT)
+        self._freeze()
 
     def _add(self, role: str, config: PeftConfig) -> None:
         if isinstance(self.peft, PeftModel):
@@ -261,21 +314,13 @@ class Backbone:
             return head
         return head.modules_to_save[role] if role in head.modules_to_save else head.original_module  # noqa: SIM401 - it has no get()
 
-    def _forward(self, ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
-        captured: list[Tensor] = []
-        handle = self._decoder.register_forward_hook(lambda module, inputs, output: captured.append(output[0]))
-        try:
-            self.peft(
-                input_ids=ids,
-                attention_mask=attention_mask,
-                position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),  # left padding must not move a token
-                use_cache=False,
-                logits_to_keep=1,
-                **options,
-            )
-        finally:
-            handle.remove()
-        return captured[0]  # (B, T, H)
+    def _forward(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """By the decoder alone: even for one token a row the head would read all of its weights."""
+        given = {}
+        if attention_mask is not None:  # left padding must not move a token
+            given = {"attention_mask": attention_mask, "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0)}
+        hidden: Tensor = self._decoder(input_ids=ids, use_cache=False, **given)[0]
+        return hidden  # (B, T, H)
 
     def _freeze(self) -> None:
         """The student on (once there is one), and gradients for its adapter alone: PEFT's switching turns on others' as well."""

@@ -4,7 +4,8 @@ A role is an adapter, or none, on one of the models. In the common case there is
 the experts and their reference on a second, larger one; a reference may be a third.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,11 @@ class Cast:
         own: list[Role] = [reward.teacher for reward in self.aims[domain].rewards if reward.teacher.adapter == expert(domain)]
         return own[0]
 
-    def hidden(self, rows_of: Mapping[Role, list[int]], ids: Tensor, attention_mask: Tensor) -> dict[Role, Tensor]:
-        """Last hidden states (rows, T, H) of every role for the rows (of B) that it is asked for; one mixed batch a model."""
+    def hidden(self, rows_of: Mapping[Role, list[int]], ids: Tensor) -> dict[Role, Tensor]:
+        """Last hidden states (rows, L, H) of every role for the rows (of `ids`) that it is asked for; one mixed batch a model.
+
+        Every row begins at column 0.
+        """
         found: dict[Role, Tensor] = {}
         for name, model in self.models.items():
             asked = {role: rows for role, rows in rows_of.items() if role.model == name}
@@ -63,13 +67,21 @@ class Cast:
                 continue
             roles = [role.adapter for role, rows in asked.items() for _ in rows]
             index = torch.tensor([row for rows in asked.values() for row in rows], device=ids.device)
-            hidden = model.hidden(roles, ids[index], attention_mask[index])
+            hidden = model.hidden(roles, ids[index])
             found |= dict(zip(asked, torch.split(hidden, [len(rows) for rows in asked.values()]), strict=True))
         return found
 
     def logits(self, role: Role, hidden: Tensor) -> Tensor:
         """(n, H) hidden states of a role to (n, V) logits, float32."""
         return self.models[role.model].logits(hidden, role.adapter)[:, : self.vocabulary]
+
+    @contextmanager
+    def float_heads(self) -> Iterator[None]:
+        """Every model's `Backbone.float_head`."""
+        with ExitStack() as stack:
+            for model in self.models.values():
+                stack.enter_context(model.float_head())
+            yield
 
     def student_logits(self, hidden: Tensor) -> Tensor:
         """The same for the student, with gradient."""

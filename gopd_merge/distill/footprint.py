@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert
-from gopd_merge.distill.fused import backward_in_chunks
+from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert, layers_of
+from gopd_merge.distill.fused import backward_in_chunks, normalise_
 from gopd_merge.distill.mixture import float_logits
-from gopd_merge.distill.objective import HIDDEN, estimator_of, hidden_distance
+from gopd_merge.distill.objective import HIDDEN, gradient_of, hidden_distance
 from gopd_merge.distill.target import PROBED_TOKENS
 from gopd_merge.experts.base import load_dtypes
 from gopd_merge.experts.intake import Expert
@@ -88,6 +88,10 @@ class _Linear4bit(nn.Linear):
         y: Tensor = _MatMul4Bit.apply(input, self.weight)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias
 
+    def dense_weight(self) -> Tensor:
+        """The copy at full precision."""
+        return torch.empty_like(self.weight)
+
 
 class Footprint:
     """A base with all experts and a student on it, as shapes. All figures are bytes."""
@@ -108,6 +112,8 @@ class Footprint:
             self.weights = weights = _stored(model)  # not quantised
             self.parameters = model.num_parameters()
             self.base = weights - sum(m.weight.nbytes - _nf4_bytes(m.weight.numel()) for m in quantised)
+            packed = {id(m.weight): m.weight.numel() // 2 for m in quantised}  # their scales are not shared out
+            self.layers = [sum(packed.get(id(p), p.nbytes) for p in layer.parameters()) for layer in layers_of(model)]
             self._backbone = Backbone(model, None, experts, as_shapes=True)
             self.experts = _stored(model) - weights
             self._answers = STUDENT if rank else self._roles[0] if experts else REFERENCE
@@ -156,11 +162,11 @@ class Footprint:
                 yield lambda cache, tokens: self._decode(model, cache, batch, tokens)
             return
         rows = [role for role in (self._roles[0], REFERENCE) for _ in range(batch)]
-        with float_logits(backbone), backbone.mixed_batch(rows) as options:
-            yield lambda cache, tokens: self._decode_mixed(cache, batch, tokens, options)
+        with float_logits(backbone), backbone.mixed_batch(rows):
+            yield lambda cache, tokens: self._decode_mixed(cache, batch, tokens)
 
-    def _decode_mixed(self, cache: DynamicCache, batch: int, tokens: int, options: dict[str, Any]) -> None:
-        scores = self._next(self._backbone.peft, cache, 2 * batch, tokens, **options)  # (2·B, V)
+    def _decode_mixed(self, cache: DynamicCache, batch: int, tokens: int) -> None:
+        scores = self._next(self._backbone.peft, cache, 2 * batch, tokens)  # (2·B, V)
         mixed = torch.einsum("r,rbv->bv", scores.new_ones(2), scores.reshape(2, batch, -1))
         drawn = _drawn(mixed).unsqueeze(1)
         torch.full_like(scores, 0.0).scatter_(1, drawn.repeat(2, 1), 1.0)
@@ -168,12 +174,12 @@ class Footprint:
     def _decode(self, model: Any, cache: DynamicCache, batch: int, tokens: int) -> None:
         _drawn(self._next(model, cache, batch, tokens))
 
-    def _next(self, model: Any, cache: DynamicCache, batch: int, tokens: int, **options: Any) -> Tensor:
+    def _next(self, model: Any, cache: DynamicCache, batch: int, tokens: int) -> Tensor:
         """(B, V) float32 logits after so many more tokens, as generate() makes them."""
         mask = torch.ones(batch, cache.get_seq_length() + tokens, dtype=torch.long)
         ids = torch.zeros(batch, tokens, dtype=torch.long)
         positions = (mask.cumsum(-1) - 1)[:, -tokens:]
-        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1, **options)
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
         logits: Tensor = out.logits[:, -1].to(torch.float32, copy=True)
         return logits
 
@@ -190,9 +196,9 @@ class Footprint:
             left = torch.zeros(kept * sizes.batch_size * tokens, self._backbone.hidden_size)
             roles = [self._roles[i % len(self._roles)] for i in range(rows)] if self._roles else []
             roles = sorted([*roles, *[REFERENCE] * rows])
-            hidden = self._backbone.hidden(roles, *_ids(len(roles), sizes))
-            own = hidden[:, sizes.prompt_tokens - 1 : -1].reshape(-1, hidden.shape[-1])
-            self._backbone.logits(own[: rows * PROBED_TOKENS], roles[0]).log_softmax(-1)
+            hidden = self._backbone.hidden(roles, _ids(len(roles), sizes))
+            own = hidden.flatten(0, 1)[torch.arange(len(roles) * tokens)]  # any places will do
+            normalise_(self._backbone.logits(own[: min(rows * PROBED_TOKENS, sizes.chunk_tokens)], roles[0]))
             if ratios:
                 log_probs = [self._backbone.logits(own[: sizes.chunk_tokens], roles[0]).log_softmax(-1) for _ in range(2)]
                 torch.stack(log_probs).exp().sum(-1)
@@ -201,31 +207,39 @@ class Footprint:
             del part, hidden, left
         return live.peak
 
-    def update(self, sizes: Sizes, estimator: str, top_k: int = 64, apart: bool = False) -> int:
-        """Forward and backward of one micro-batch, the gradients of the student included."""
+    def update(self, sizes: Sizes, estimator: str, top_k: int = 64, apart: bool = False, recompute: bool = False) -> int:
+        """Forward and backward of one micro-batch, the gradients of the student included.
+
+        `apart`: the target is projected once for each role. `recompute`: only the layers' inputs are kept for the way back.
+        """
         backbone, tokens = self._backbone, sizes.max_new_tokens
+        backbone.recompute_activations(recompute)
         for parameter in backbone.student_parameters():
             parameter.grad = None
         live = LiveBytes()
-        with self._fake, live:
+        with self._fake, live, backbone.float_head(), backbone.training():
             target = torch.empty(sizes.batch_size * tokens, backbone.hidden_size)  # of the whole step
             count = sizes.micro_batch_size * tokens
+            places = torch.arange(count)  # any will do
 
             def log_q(rows: slice, logits: Tensor) -> Tensor:
                 part = target[:count][rows]
                 if not apart and backbone.head_is_shared:
-                    return backbone.logits(part).log_softmax(-1)
-                return (backbone.logits(part, *self._roles[:1]) + backbone.logits(part, REFERENCE)).log_softmax(-1)
+                    return normalise_(backbone.logits(part))
+                return normalise_(backbone.logits(part, *self._roles[:1]) + backbone.logits(part, REFERENCE))
 
-            hidden = backbone.hidden(STUDENT, *_ids(sizes.micro_batch_size, sizes))
-            hidden = hidden[:, sizes.prompt_tokens - 1 : -1].reshape(count, -1)  # (n, H)
+            hidden = backbone.hidden(STUDENT, _ids(sizes.micro_batch_size, sizes)).flatten(0, 1)[places]  # (n, H)
             ids = torch.zeros(count, dtype=torch.long)
             if estimator == HIDDEN:
                 leaf = hidden.detach().requires_grad_()
                 torch.autograd.backward(hidden_distance(leaf, target[:count]).sum())
                 torch.autograd.backward(hidden, leaf.grad)
-            else:
-                backward_in_chunks(hidden, ids, backbone.logits, log_q, estimator_of(estimator, top_k), count, sizes.chunk_tokens)
+            else:  # chunks are alike: one tells the most that there is
+                rest = torch.empty(max(0, count - sizes.chunk_tokens), backbone.hidden_size)  # of the gradient
+                chunk = slice(min(count, sizes.chunk_tokens))
+                of_logits = gradient_of(estimator, top_k)
+                backward_in_chunks(hidden[chunk], ids[chunk], backbone.logits, log_q, of_logits, count, sizes.chunk_tokens)
+                del rest
             del hidden
         return live.peak
 
@@ -235,9 +249,8 @@ def _drawn(logits: Tensor) -> Tensor:
     return torch.empty_like(logits).exponential_().log_().mul_(-1).add_(logits).argmax(-1)
 
 
-def _ids(rows: int, sizes: Sizes) -> tuple[Tensor, Tensor]:
-    ids = torch.zeros(rows, sizes.prompt_tokens + sizes.max_new_tokens, dtype=torch.long)
-    return ids, torch.ones_like(ids)
+def _ids(rows: int, sizes: Sizes) -> Tensor:
+    return torch.zeros(rows, sizes.prompt_tokens + sizes.max_new_tokens, dtype=torch.long)
 
 
 def _stored(model: nn.Module) -> int:

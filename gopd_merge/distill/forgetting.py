@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from gopd_merge.distill.backbone import STUDENT
+from gopd_merge.distill.batches import micro_batches
 from gopd_merge.distill.cast import Cast
 from gopd_merge.distill.objective import reverse_kl
 from gopd_merge.distill.rollout import Rollout, generate, row_seeds
@@ -48,6 +50,14 @@ class Forgetting:
         at_the_end = {d: self._after_its_turn[d] if turn.step == last else self._kl(d, scale) for d, turn in self._turns.items()}
         return {d: {"after_its_turn": self._after_its_turn[d], "at_the_end": at_the_end[d]} for d in self._turns}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured so far, as JSON can hold it."""
+        return dict(self._after_its_turn)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+        self._after_its_turn = dict(state)
+
     def _kl(self, domain: str, scale: Scale) -> float:
         """On answers of the student as it is now."""
         sizes, backbone = self._sizes, self._cast.backbone
@@ -62,17 +72,14 @@ class Forgetting:
 @torch.no_grad()
 def kl_to_target(cast: Cast, rollout: Rollout, target: Target, sizes: Sizes) -> float:
     """Mean KL(π_θ ‖ q) over the response tokens, nats; NaN where a server tells too little of q."""
-    parts, first = [], 0
-    for start in range(0, len(rollout.domains), sizes.micro_batch_size):
-        part = rollout.rows(start, min(start + sizes.micro_batch_size, len(rollout.domains)))
-        hidden = part.predicting(cast.backbone.hidden(STUDENT, part.ids, part.attention_mask))  # (n, H)
+    parts = []
+    for part in micro_batches(rollout, sizes.micro_batch_size):
+        hidden = part.predicting(cast.backbone.hidden(STUDENT, part.ids))  # (n, H)
         for begin in range(0, len(hidden), sizes.chunk_tokens):
             chunk = slice(begin, begin + sizes.chunk_tokens)
             logits = cast.student_logits(hidden[chunk])  # (c, V)
-            tokens = torch.arange(first + begin, first + begin + len(logits), device=logits.device)
-            log_q = target.log_probs(cast, tokens, logits, sizes.top_k)  # (c, V)
+            log_q = target.log_probs(cast, part.tokens[chunk], logits, sizes.top_k)  # (c, V)
             parts.append(reverse_kl(logits, log_q, part.response_ids()[chunk]))
-        first += len(hidden)
     return float(torch.cat(parts).mean())
 
 

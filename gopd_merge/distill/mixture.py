@@ -77,8 +77,8 @@ def generate_mixture(
 
         def run(**call: Any) -> Tensor:
             rows = [role for role in roles for _ in range(len(call["input_ids"]) // len(roles))]
-            with backbone.mixed_batch(rows) as mixed:
-                out: Tensor = backbone.peft.generate(**call, **mixed, **options)  # (R·b, P + t)
+            with backbone.mixed_batch(rows):
+                out: Tensor = backbone.peft.generate(**call, **options)  # (R·b, P + t)
             return out
 
         found = decode(run, ids, mask, max_new_tokens, draw, ends, pad_of(backbone), cache_of(backbone.model), copies=len(roles))

@@ -11,6 +11,9 @@ the expert, λ > 1 beyond it. The KL is the reverse one: the student comes first
 Roles that share one frozen output head W need one projection for all, as log-normalisers are constant over the vocabulary:
 q = softmax(W · (λ h_T + (1−λ) h_0) + b). `Aim` says which role has which part in the target; `target.py` mixes by it.
 
+Every loss stands here twice: as a formula, for reading and for tests, and as its gradient with respect to the student's logits in closed
+form, which `fused.py` runs; a test holds them together.
+
 N is the number of tokens, V the size of the vocabulary. Every row speaks of one response token.
 """
 
@@ -77,24 +80,6 @@ def target_log_probs(
     return logits.log_softmax(-1)
 
 
-class _ReverseKL(torch.autograd.Function):
-    """KL(π_θ ‖ q) per token, with its gradient π_θ ⊙ (d − Σ π_θ d), d = log π_θ − log q, made in the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, log_q: Tensor) -> Tensor:
-        log_p = logits.log_softmax(-1)  # (N, V)
-        p = log_p.exp()
-        difference = log_p - log_q  # (N, V)
-        kl = (p * difference).sum(-1)  # (N,)
-        ctx.save_for_backward(p.mul_(difference.sub_(kl.unsqueeze(-1))))  # the gradient, in the memory of p
-        return kl
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0].unsqueeze(-1), None
-
-
 def reverse_kl(logits: Tensor, log_q: Tensor, ids: Tensor) -> Tensor:
     """The `full` estimator: exact KL(π_θ ‖ q) of every state.
 
@@ -106,7 +91,23 @@ def reverse_kl(logits: Tensor, log_q: Tensor, ids: Tensor) -> Tensor:
     Returns:
         (N,) in nats, each ≥ 0.
     """
-    return _ReverseKL.apply(logits, log_q)  # type: ignore[no-any-return, no-untyped-call]
+    log_p = logits.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def reverse_kl_gradient(log_p: Tensor, log_q: Tensor, ids: Tensor) -> Tensor:
+    """π_θ ⊙ (d − Σ π_θ d) with d = log π_θ − log q: what `reverse_kl` changes by with the student's logits.
+
+    Args:
+        log_p: (N, V) of the student, normalised.
+        log_q, ids: as for `reverse_kl`.
+
+    Returns:
+        (N, V) in memory of its own, which the caller may overwrite.
+    """
+    p, difference = log_p.exp(), log_p - log_q
+    kl = (p * difference).sum(-1, keepdim=True)  # (N, 1)
+    return difference.sub_(kl).mul_(p)
 
 
 def sampled(logits: Tensor, log_q: Tensor, ids: Tensor) -> Tensor:
@@ -116,9 +117,14 @@ def sampled(logits: Tensor, log_q: Tensor, ids: Tensor) -> Tensor:
     λ(log π_T − log π_0)(a) − (log π_θ − log π_0)(a) less log Z(s), which does not depend on a: the same expected
     gradient, which is that of `reverse_kl`, at a lower variance. Arguments as for `reverse_kl`; returns (N,).
     """
-    log_p = logits.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)  # (N,)
-    advantage = log_q.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - log_p.detach()  # (N,)
-    return -advantage * log_p
+    log_p = _of_sampled(logits.log_softmax(-1), ids)  # (N,)
+    return -_of_sampled(log_q, ids).sub(log_p.detach()) * log_p
+
+
+def sampled_gradient(log_p: Tensor, log_q: Tensor, ids: Tensor) -> Tensor:
+    """A ⊙ (π_θ − 1[a]), A being the advantage of the sampled token a. Arguments and result as for `reverse_kl_gradient`."""
+    advantage = (_of_sampled(log_q, ids) - _of_sampled(log_p, ids)).unsqueeze(-1)  # (N, 1)
+    return cross_entropy_gradient(log_p, log_q, ids).mul_(advantage)
 
 
 def forward_kl(logits: Tensor, log_q: Tensor, ids: Tensor) -> Tensor:
@@ -129,12 +135,22 @@ def forward_kl(logits: Tensor, log_q: Tensor, ids: Tensor) -> Tensor:
     return (log_q.exp() * (log_q - logits.log_softmax(-1))).sum(-1)
 
 
+def forward_kl_gradient(log_p: Tensor, log_q: Tensor, ids: Tensor) -> Tensor:
+    """π_θ − q. Arguments and result as for `reverse_kl_gradient`."""
+    return log_p.exp().sub_(log_q.exp())
+
+
 def top_k(logits: Tensor, log_q: Tensor, ids: Tensor, k: int) -> Tensor:
     """The `topk` estimator: reverse KL over the target's k likeliest tokens and one bucket for all others.
 
     By the log-sum inequality a lower bound of `reverse_kl`, equal to it for k = V. Arguments as there; returns (N,).
     """
     return reverse_kl(logits, coarse(logits, log_q, k), ids)
+
+
+def top_k_gradient(log_p: Tensor, log_q: Tensor, ids: Tensor, k: int) -> Tensor:
+    """That of `reverse_kl` with the coarse target. Arguments and result as for `reverse_kl_gradient`."""
+    return reverse_kl_gradient(log_p, coarse(log_p, log_q, k), ids)
 
 
 @torch.no_grad()
@@ -168,7 +184,18 @@ def spread_tail(logits: Tensor, top_ids: Tensor, log_q_top: Tensor, log_q_tail: 
 
 def cross_entropy(logits: Tensor, log_q: Tensor, ids: Tensor) -> Tensor:
     """−log π_θ of the given token: what sequence-level distillation and supervised fine-tuning minimise. Returns (N,), nats."""
-    return -logits.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    return -_of_sampled(logits.log_softmax(-1), ids)
+
+
+def cross_entropy_gradient(log_p: Tensor, log_q: Tensor, ids: Tensor) -> Tensor:
+    """π_θ − 1[a] with the given token a. Arguments and result as for `reverse_kl_gradient`."""
+    p = log_p.exp()
+    return p.scatter_add_(-1, ids.unsqueeze(-1), p.new_full((len(p), 1), -1.0))
+
+
+def _of_sampled(values: Tensor, ids: Tensor) -> Tensor:
+    """(N, V) to (N,): those of the sampled tokens."""
+    return values.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
 def hidden_distance(hidden: Tensor, target: Tensor) -> Tensor:
@@ -180,19 +207,41 @@ def hidden_distance(hidden: Tensor, target: Tensor) -> Tensor:
     return 0.5 * (hidden.float() - target).square().mean(-1)
 
 
-Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]
+def importance(log_prob: Tensor, engine_log_prob: Tensor) -> Tensor:
+    """The weight of a token that another engine, or an earlier student, drew: min(π_θ/π_engine, 5), without gradient.
+
+    With it the mean over such tokens is that over the student's own, as far as the limit and the states they were drawn in let it.
+
+    Args:
+        log_prob: (N,) log π_θ of the token.
+        engine_log_prob: (N,) that of who drew it.
+    """
+    return (log_prob.detach() - engine_log_prob).exp().clamp(max=MOST_IMPORTANT)
+
+
+MOST_IMPORTANT = 5.0  # one token must not drown the others
+OfLogits = Callable[[Tensor, Tensor, Tensor], Tensor]
 HIDDEN = "hidden"  # its loss is made of hidden states, see `hidden_distance`
 ESTIMATORS = ("full", "sampled", "topk", "forward", HIDDEN)
+_LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "full": (reverse_kl, reverse_kl_gradient),
+    "sampled": (sampled, sampled_gradient),
+    "topk": (top_k, top_k_gradient),
+    "forward": (forward_kl, forward_kl_gradient),
+    "cross_entropy": (cross_entropy, cross_entropy_gradient),
+    HIDDEN: (reverse_kl, reverse_kl_gradient),
+}
 
 
-def estimator_of(name: str, k: int) -> Estimator:
+def estimator_of(name: str, k: int) -> OfLogits:
     """The loss (logits, log_q, ids) -> (N,) of that name; `k` is for topk. `hidden` measures as `full` does. Raises KeyError."""
-    losses: dict[str, Estimator] = {
-        "full": reverse_kl,
-        "sampled": sampled,
-        "topk": partial(top_k, k=k),
-        "forward": forward_kl,
-        "cross_entropy": cross_entropy,
-        HIDDEN: reverse_kl,
-    }
-    return losses[name]
+    return _with_k(_LOSSES[name][0], name, k)
+
+
+def gradient_of(name: str, k: int) -> OfLogits:
+    """Its gradient with respect to the logits in closed form, (log_p, log_q, ids) -> (N, V): what training runs. Raises KeyError."""
+    return _with_k(_LOSSES[name][1], name, k)
+
+
+def _with_k(function: Callable[..., Tensor], name: str, k: int) -> OfLogits:
+    return partial(function, k=k) if name == "topk" else function

@@ -191,7 +191,7 @@ class RemoteTeacher:
             if failure.again:
                 raise TeacherError(
                     f"{self.location}: the server has not answered for {self._patient.patience:g} s ({failure}); start it, then give the "
-                    "command again, with a longer --remote-patience if it needs one"
+                    "command again with --resume, and a longer --remote-patience if it needs one"
                 ) from None
             raise TeacherError(f"{self.location}: the server refuses a request ({failure}); see the server's log") from None
         except OtherVocabulary as problem:

@@ -140,7 +140,8 @@ def generate(
     draw, ends = Draw(seeds, temperature, backbone.device, advice), ends_of(backbone, stop)
     with backbone.role(role) as model, plain_generation(backbone, ids.shape[1] + max_new_tokens, vocabulary) as options:
         run = partial(model.generate, logits_processor=LogitsProcessorList([draw]), **options)
-        found = decode(run, ids, mask, max_new_tokens, draw, ends, pad_of(backbone), cache_of(backbone.model))
+        cache = None if backbone.is_shared else cache_of(backbone.model)  # all processes make equally many calls then: one
+        found = decode(run, ids, mask, max_new_tokens, draw, ends, pad_of(backbone), cache)
     return rollout_of(found, mask, domains)
 
 
@@ -161,7 +162,7 @@ def plain_generation(backbone: Backbone, max_length: int, vocabulary: int | None
     )
     base.generation_config = plain
     try:
-        yield {"generation_config": plain}
+        yield {"generation_config": plain} | ({"synced_gpus": True} if backbone.is_shared else {})  # and equally many passes
     finally:
         base.generation_config = stored
 
@@ -225,6 +226,12 @@ def written(
         capped=torch.tensor([is_cut or len(row) > width for row, is_cut in zip(rows, cut, strict=True)], device=ids.device),
         domains=tuple(domains),
     )
+
+
+def unasked(device: torch.device) -> Rollout:
+    """A rollout of no prompt: what a process has of a step with fewer prompts than processes."""
+    nothing = torch.zeros(0, 1, dtype=torch.long, device=device)
+    return Rollout(nothing, nothing, torch.zeros(0, 0, dtype=torch.bool, device=device), nothing[:, 0].bool(), ())
 
 
 def joined(parts: Sequence[Rollout], order: Sequence[int], pad: int) -> Rollout:

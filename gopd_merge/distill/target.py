@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from gopd_merge.distill.backbone import REFERENCE, Backbone
+from gopd_merge.distill.batches import MicroBatch, micro_batches
 from gopd_merge.distill.cast import REMOTE, Cast, Role
+from gopd_merge.distill.fused import normalise_
 from gopd_merge.distill.objective import Aim, coarse, spread_tail
 from gopd_merge.distill.remote_target import top_k_target
 from gopd_merge.distill.rollout import Rollout
@@ -78,14 +80,11 @@ class Target:
 
         With `top_k` teachers that are here tell no more than so many tokens either.
         """
-        log_q = torch.full_like(student_logits, float("nan"))
-        if self.mixed:
-            parts = [cast.logits(Role(REFERENCE, model), mixed[rows]) for model, mixed in self.mixed.items()]
-            log_q = torch.stack(parts).sum(0).log_softmax(-1) if len(parts) > 1 else parts[0].log_softmax(-1)
+        log_q = self._of_mixed(cast, rows) if self.mixed else torch.full_like(student_logits, float("nan"))
         for part in self.apart:
             here, there = _where(part.tokens, rows)
             if len(here):
-                log_q[here] = part.logits(cast, there).log_softmax(-1)
+                log_q[here] = normalise_(part.logits(cast, there))
         if top_k:
             log_q = coarse(student_logits, log_q, top_k)
         for known in self.known:
@@ -98,6 +97,15 @@ class Target:
             else:
                 log_q[here] = spread_tail(student_logits[here], ids, top, known.log_q_tail[there])
         return log_q
+
+    def _of_mixed(self, cast: Cast, rows: Tensor) -> Tensor:
+        """(n, V) log q of tokens whose hidden states are mixed, one projection a model."""
+        logits = None
+        for model, mixed in self.mixed.items():
+            projected = cast.logits(Role(REFERENCE, model), mixed[rows])
+            logits = projected if logits is None else logits.add_(projected)
+        assert logits is not None
+        return normalise_(logits)
 
 
 def unscored(rollout: Rollout) -> Target:
@@ -136,56 +144,57 @@ def score(cast: Cast, rollout: Rollout, scale: Scale, micro_batch_size: int, chu
     known: list[Known] = []
     probed = _probed_tokens(rollout)
     reward, keep, alpha, clipped = torch.full((4, num_tokens), float("nan"), device=device)
-    first_token = 0
-    for start in range(0, len(rollout.domains), micro_batch_size):
-        part = rollout.rows(start, start + micro_batch_size)
-        for domain, one in _score_part(cast, part, scale, first_token, chunk_tokens).items():
-            alpha[one.tokens] = one.alphas.mean(-1)
-            if domain in cast.remote:
-                told, log_teacher, log_keep = _ask_remote(cast, domain, part, one, top_k, chunk_tokens)
-                known.append(told)
-                reward[one.tokens], keep[one.tokens] = log_teacher - log_keep, log_keep
-                continue
-            _probe(cast, one, torch.isin(one.tokens, probed), scale.rule.bound, reward, keep, clipped)
-            if scale.rule.bound is None and cast.can_mix(one.aim):
-                for role, weight in one.aim.coefficients(list(one.alphas.T.unsqueeze(-1))).items():
-                    hidden = one.hidden.get(role)
-                    if hidden is not None:  # a role whose part is zero everywhere was not run
-                        total = mixed.setdefault(role.model, torch.zeros(num_tokens, hidden.shape[-1], device=device))
-                        total.index_add_(0, one.tokens, hidden.float() * weight)
-            else:
-                apart.append(Apart(one.tokens, one.aim, one.alphas, one.hidden, scale.rule))
-        first_token += part.num_tokens
+    with cast.float_heads():
+        for part in micro_batches(rollout, micro_batch_size):
+            for domain, one in _score_part(cast, part, scale, chunk_tokens).items():
+                alpha[one.tokens] = one.alphas.mean(-1)
+                if domain in cast.remote:
+                    told, log_teacher, log_keep = _ask_remote(cast, domain, rollout, part, one, top_k, chunk_tokens)
+                    known.append(told)
+                    reward[one.tokens], keep[one.tokens] = log_teacher - log_keep, log_keep
+                    continue
+                _probe(cast, one, torch.isin(one.tokens, probed), scale.rule.bound, chunk_tokens, reward, keep, clipped)
+                if scale.rule.bound is None and cast.can_mix(one.aim):
+                    _mix(one, mixed, num_tokens)
+                else:
+                    apart.append(Apart(one.tokens, one.aim, one.alphas, one.hidden, scale.rule))
     return Target(mixed, tuple(apart), tuple(known), probed, reward[probed], keep[probed], alpha, clipped[probed])
 
 
-def _score_part(cast: Cast, part: Rollout, scale: Scale, first_token: int, chunk_tokens: int) -> dict[str, _Scored]:
+def _mix(one: _Scored, mixed: dict[str, Tensor], num_tokens: int) -> None:
+    """Add what each role has in the target to the mixed hidden states (N, H) of its model."""
+    for role, weight in one.aim.coefficients(list(one.alphas.T.unsqueeze(-1))).items():
+        hidden = one.hidden.get(role)
+        if hidden is not None:  # a role whose part is zero everywhere was not run
+            total = mixed.setdefault(role.model, torch.zeros(num_tokens, hidden.shape[-1], device=hidden.device))
+            total.index_add_(0, one.tokens, hidden.float() * weight)
+
+
+def _score_part(cast: Cast, part: MicroBatch, scale: Scale, chunk_tokens: int) -> dict[str, _Scored]:
     """The micro-batch by domain: its rows are repeated once for each role that they need."""
     rows_of: dict[Role, list[int]] = {}
     for row, domain in enumerate(part.domains):
         for role in _needed(cast.aims[domain], scale, domain):
             rows_of.setdefault(role, []).append(row)
-    hidden = cast.hidden(rows_of, part.ids, part.attention_mask)
-    lengths = part.response_mask.sum(1)  # (b,)
-    token_row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)  # (n,)
+    hidden = cast.hidden(rows_of, part.ids)
     ids = part.response_ids()
     scored = {}
     for domain in sorted(set(part.domains)):
         aim = cast.aims[domain]
-        rows = [row for row, other in enumerate(part.domains) if other == domain]
-        at = torch.tensor(rows, device=lengths.device)
-        tokens = torch.isin(token_row, at).nonzero().squeeze(1)  # (n',) in the order in which hidden states are compacted
-        mask = part.response_mask[at]  # (b', T)
+        of_domain = torch.tensor([other == domain for other in part.domains], device=ids.device)  # (b,)
+        inside = of_domain[part.token_row].nonzero().squeeze(1)  # (n',)
+        rows, columns = part.token_row[inside], part.token_column[inside]
         own = {}
         for role in _needed(aim, scale, domain):
-            places = torch.tensor([rows_of[role].index(row) for row in rows], device=lengths.device)
-            own[role] = hidden[role][places, part.prompt_width - 1 : -1][mask]  # (n', H)
-        alphas = torch.full((len(tokens), len(aim.rewards)), scale.alphas[domain], device=lengths.device)
+            place = torch.zeros(len(part.domains), dtype=torch.long, device=ids.device)  # (b,) where the role has each row
+            place[rows_of[role]] = torch.arange(len(rows_of[role]), device=ids.device)
+            own[role] = hidden[role][place[rows], columns]  # (n', H)
+        alphas = torch.full((len(inside), len(aim.rewards)), scale.alphas[domain], device=ids.device)
         if scale.rule.moves_alpha:
             chunks = [slice(start, start + chunk_tokens) for start in range(0, len(alphas), chunk_tokens)]
             logits = ({role: cast.logits(role, h[at]) for role, h in own.items()} for at in chunks)  # one at a time
             alphas = torch.cat([scale.rule.alphas(aim, alphas[at], one) for at, one in zip(chunks, logits, strict=True)])
-        scored[domain] = _Scored(tokens + first_token, ids[tokens], aim, alphas, own)
+        scored[domain] = _Scored(part.tokens[inside], ids[inside], aim, alphas, own)
     return scored
 
 
@@ -197,10 +206,12 @@ def _needed(aim: Aim, scale: Scale, domain: str) -> list[Role]:
     return list(roles)
 
 
-def _probe(cast: Cast, one: _Scored, inside: Tensor, bound: float | None, reward: Tensor, keep: Tensor, clipped: Tensor) -> None:
+def _probe(
+    cast: Cast, one: _Scored, inside: Tensor, bound: float | None, chunk_tokens: int, reward: Tensor, keep: Tensor, clipped: Tensor
+) -> None:
     """Write what is measured of the probed tokens among `one`'s, where the roles for it were run."""
-    tokens, ids = one.tokens[inside], one.ids[inside].unsqueeze(-1)
-    log_probs = {role: cast.logits(role, h[inside]).log_softmax(-1).gather(-1, ids).squeeze(-1) for role, h in one.hidden.items()}
+    tokens, ids = one.tokens[inside], one.ids[inside]
+    log_probs = {role: _log_probs_of(cast, role, hidden[inside], ids, chunk_tokens) for role, hidden in one.hidden.items()}
     if one.aim.keep in log_probs:
         keep[tokens] = log_probs[one.aim.keep]
     if all(r.teacher in log_probs and r.against in log_probs for r in one.aim.rewards):
@@ -211,11 +222,19 @@ def _probe(cast: Cast, one: _Scored, inside: Tensor, bound: float | None, reward
             clipped[tokens] = (torch.stack(ratios).abs() > bound).any(0).float()
 
 
-def _ask_remote(cast: Cast, domain: str, part: Rollout, one: _Scored, top_k: int, chunk_tokens: int) -> tuple[Known, Tensor, Tensor]:
+def _log_probs_of(cast: Cast, role: Role, hidden: Tensor, ids: Tensor, chunk_tokens: int) -> Tensor:
+    """(s,) log-probabilities that a role gives the tokens `ids`, from its hidden states (s, H)."""
+    chunks = zip(torch.split(hidden, chunk_tokens), torch.split(ids, chunk_tokens), strict=True)
+    return torch.cat([normalise_(cast.logits(role, h)).gather(-1, i.unsqueeze(-1)).squeeze(-1) for h, i in chunks])
+
+
+def _ask_remote(
+    cast: Cast, domain: str, rollout: Rollout, part: MicroBatch, one: _Scored, top_k: int, chunk_tokens: int
+) -> tuple[Known, Tensor, Tensor]:
     """What a remote teacher tells of one domain's tokens: the target from it, log π_T and log π_kl of the sampled tokens (n,)."""
-    rows = [row for row, other in enumerate(part.domains) if other == domain]
-    sequences = [part.ids[row][part.attention_mask[row].bool()].tolist() for row in rows]  # without padding
-    starts = [len(ids) - int(part.response_mask[row].sum()) for ids, row in zip(sequences, rows, strict=True)]
+    rows = [row for row, other in zip(part.rows.tolist(), part.domains, strict=True) if other == domain]
+    sequences = [rollout.ids[row][rollout.attention_mask[row].bool()].tolist() for row in rows]  # without padding
+    starts = [len(ids) - int(rollout.response_mask[row].sum()) for ids, row in zip(sequences, rows, strict=True)]
     told = cast.remote[domain].score(sequences, starts)
     device = one.ids.device
     log_teacher = told.log_probs.to(device)  # (n,)
@@ -239,17 +258,16 @@ def _ask_remote(cast: Cast, domain: str, part: Rollout, one: _Scored, top_k: int
 @torch.no_grad()
 def mean_rewards(backbone: Backbone, rollout: Rollout, role: str, micro_batch_size: int) -> list[float]:
     """Of each response, the mean over its tokens of log π_role/π_0 (nats a token): the reward that the role's training left in it."""
-    means = []
-    for start in range(0, len(rollout.domains), micro_batch_size):
-        part = rollout.rows(start, start + micro_batch_size)
+    means = torch.empty(len(rollout.domains), device=rollout.ids.device)
+    for part in micro_batches(rollout, micro_batch_size):
         ids = part.response_ids().unsqueeze(-1)  # (n, 1)
         log_probs = []
         for who in (role, REFERENCE):
-            hidden = part.predicting(backbone.hidden(who, part.ids, part.attention_mask))  # (n, H)
+            hidden = part.predicting(backbone.hidden(who, part.ids))  # (n, H)
             log_probs.append(backbone.logits(hidden, who).log_softmax(-1).gather(-1, ids).squeeze(-1))  # (n,)
-        ratios = torch.split(log_probs[0] - log_probs[1], part.response_mask.sum(1).tolist())
-        means += [float(ratio.mean()) for ratio in ratios]
-    return means
+        ratios = torch.split(log_probs[0] - log_probs[1], rollout.response_mask[part.rows].sum(1).tolist())
+        means[part.rows] = torch.stack([ratio.mean() for ratio in ratios])
+    return [float(mean) for mean in means]
 
 
 def _where(tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,4 +285,4 @@ def _probed_tokens(rollout: Rollout) -> Tensor:
         count = min(length, PROBED_TOKENS)
         chosen += [begin + (2 * i + 1) * length // (2 * count) for i in range(count)]
         begin += length
-    return torch.tensor(chosen, device=rollout.ids.device)
+    return torch.tensor(chosen, dtype=torch.long, device=rollout.ids.device)

@@ -1,7 +1,7 @@
-"""One optimiser step: the student's pass over its own rollout, the loss in chunks, clipping, and what is worth logging."""
+"""One optimiser step: the student's pass over its own rollout, the loss in chunks, balance and clipping."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -9,14 +9,12 @@ from torch import Tensor
 
 from gopd_merge.config import BASE
 from gopd_merge.distill.backbone import STUDENT
+from gopd_merge.distill.batches import micro_batches
 from gopd_merge.distill.cast import Cast
 from gopd_merge.distill.fused import TokenStatistics, backward_in_chunks, backward_through_hidden
-from gopd_merge.distill.objective import HIDDEN, estimator_of, reverse_kl
+from gopd_merge.distill.objective import HIDDEN, gradient_of
 from gopd_merge.distill.rollout import Rollout
 from gopd_merge.distill.target import Target
-from gopd_merge.errors import GopdError
-
-Domains = Mapping[str, Mapping[str, float | None]]  # metrics by domain
 
 
 def accumulate_gradient(
@@ -28,35 +26,37 @@ def accumulate_gradient(
     chunk_tokens: int,
     top_k: int = 64,
     rows: range | None = None,
+    num_tokens: int | None = None,
 ) -> TokenStatistics:
     """Add the gradient of the step's mean loss to the student's parameters. The micro-batch and chunk size change no value.
 
-    With `rows` only these rows' part of it, of a step of the same number of tokens.
+    With `rows` only these rows' part of it. `num_tokens` are those of the whole step, where other processes have the rest of it.
     """
-    rows = rows or range(len(rollout.domains))
     # A server tells k + 1 buckets: other k tokens of that target would mix them up. The loss is then made of the target as it is.
     in_buckets = estimator == "topk" and bool(target.known)
-    loss = reverse_kl if in_buckets else estimator_of(estimator, top_k)
-    num_tokens = rollout.num_tokens
+    of_logits = gradient_of("full" if in_buckets else estimator, top_k)
+    num_tokens, engine_log_probs = num_tokens or rollout.num_tokens, rollout.engine_log_probs()
     statistics = []
-    first = int(rollout.response_mask[: rows.start].sum())  # the micro-batch's first token among those of the rollout
-    for start in range(rows.start, rows.stop, micro_batch_size):
-        part = rollout.rows(start, min(start + micro_batch_size, rows.stop))
-        hidden = part.predicting(cast.backbone.hidden(STUDENT, part.ids, part.attention_mask))  # (n, H)
-        tokens = torch.arange(first, first + len(hidden), device=hidden.device)
+    parts = list(micro_batches(rollout, micro_batch_size, rows))
+    with cast.float_heads(), cast.backbone.training():
+        for part in parts:
+            hidden = part.predicting(cast.backbone.hidden(STUDENT, part.ids))  # (n, H)
+            tokens = part.tokens
 
-        def log_q(rows: slice | Tensor, logits: Tensor, tokens: Tensor = tokens) -> Tensor:
-            return target.log_probs(cast, tokens[rows], logits, top_k if in_buckets else 0)
+            def log_q(rows: slice | Tensor, logits: Tensor, tokens: Tensor = tokens) -> Tensor:
+                return target.log_probs(cast, tokens[rows], logits, top_k if in_buckets else 0)
 
-        ids, head = part.response_ids(), cast.student_logits
-        if estimator == HIDDEN:
-            measured = torch.isin(tokens, target.probed).nonzero().squeeze(1)
-            mixed = target.mixed[BASE][tokens]
-            statistics.append(backward_through_hidden(hidden, mixed, ids, head, log_q, measured, num_tokens))
-        else:
-            statistics.append(backward_in_chunks(hidden, ids, head, log_q, loss, num_tokens, chunk_tokens))
-        first += len(hidden)
-    return TokenStatistics.joined(statistics)
+            ids, head = part.response_ids(), cast.student_logits
+            engine = None if engine_log_probs is None else engine_log_probs[tokens]
+            if estimator == HIDDEN:
+                measured = torch.isin(tokens, target.probed).nonzero().squeeze(1)
+                mixed = target.mixed[BASE][tokens]
+                statistics.append(backward_through_hidden(hidden, mixed, ids, head, log_q, measured, num_tokens, chunk_tokens, engine))
+            else:
+                statistics.append(backward_in_chunks(hidden, ids, head, log_q, of_logits, num_tokens, chunk_tokens, engine))
+            del hidden  # before the next micro-batch runs
+    found = TokenStatistics.joined(statistics)
+    return found.of(torch.cat([part.tokens for part in parts]).argsort()) if parts else found
 
 
 def accumulate_balanced(
@@ -67,18 +67,27 @@ def accumulate_balanced(
     micro_batch_size: int,
     chunk_tokens: int,
     top_k: int = 64,
+    num_tokens: int | None = None,
+    domains: Sequence[str] | None = None,
+    summed: Callable[[list[Tensor]], list[Tensor]] = lambda gradient: gradient,
 ) -> tuple[TokenStatistics, dict[str, float]]:
     """The same with every domain's gradient rescaled to their mean norm, so that no teacher drowns the others. Clears what was there.
 
-    The rows of a domain must follow each other. Returns the norms too, as they were before.
+    The rows of a domain must follow each other. Returns the norms too, as they were before. Of a step that other processes have a part of,
+    `domains` are all that it has, and `summed` adds up their gradients.
     """
     parameters = cast.backbone.student_parameters()
-    statistics, gradients = [], {}
-    for begin, end in pairwise(domain_edges(rollout.domains)):
+    edges = domain_edges(rollout.domains)
+    rows = {rollout.domains[begin]: range(begin, end) for begin, end in pairwise(edges)}
+    statistics, own = [], {}
+    for domain in domains or rows:
         for parameter in parameters:
             parameter.grad = None
-        statistics.append(accumulate_gradient(cast, rollout, target, estimator, micro_batch_size, chunk_tokens, top_k, range(begin, end)))
-        gradients[rollout.domains[begin]] = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        if domain in rows:
+            options = (estimator, micro_batch_size, chunk_tokens, top_k, rows[domain], num_tokens)
+            statistics.append(accumulate_gradient(cast, rollout, target, *options))
+        own[domain] = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    gradients = {domain: summed(gradient) for domain, gradient in own.items()}  # after all that memory may not last for
     norms = {domain: float(torch.nn.utils.get_total_norm(gradient)) for domain, gradient in gradients.items()}
     moved = [norm for norm in norms.values() if norm > 0]
     scales = {domain: sum(moved) / len(moved) / norm if norm > 0 else 1.0 for domain, norm in norms.items()}
@@ -89,6 +98,8 @@ def accumulate_balanced(
 
 def domain_edges(domains: Sequence[str]) -> list[int]:
     """Where runs of one domain begin, and the end."""
+    if not domains:
+        return []
     return [0, *(i for i in range(1, len(domains)) if domains[i] != domains[i - 1]), len(domains)]
 
 
@@ -98,52 +109,9 @@ def default_learning_rate(hidden_size: int) -> float:
 
 
 def optimizer_step(parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
-    """Clip, step, clear. Returns the gradient norm before clipping.
-
-    Raises GopdError when the gradient is not finite; the parameters are then as they were.
-    """
+    """Clip, step, clear. Returns the gradient norm before clipping; where that is not finite, no step is made."""
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
-    if not math.isfinite(norm):
-        raise GopdError("the gradient is not finite; lower --learning-rate or --alpha, and see the last lines of metrics.jsonl")
-    optimizer.step()
+    if math.isfinite(norm):
+        optimizer.step()
     optimizer.zero_grad()
     return norm
-
-
-def domain_metrics(rollout: Rollout, target: Target, statistics: TokenStatistics) -> dict[str, dict[str, float | None]]:
-    """By domain: the means over its response tokens (nats a token) and its responses' lengths.
-
-    `reward` is log π_T/π_r and `drift` log π_θ/π_kl of the sampled tokens, on the probed ones. `hidden_grad_norm` is the norm of the
-    loss's gradient with respect to the domain's hidden states: which teacher pulls how hard. None where λ, the estimator or a remote
-    teacher made a number unnecessary or unknown.
-    """
-    lengths = rollout.response_mask.sum(1)  # (B,)
-    drift = statistics.log_prob[target.probed] - target.keep_log_prob  # (S,)
-    metrics = {}
-    for domain in sorted(set(rollout.domains)):
-        rows = torch.tensor([d == domain for d in rollout.domains], device=lengths.device)  # (B,)
-        tokens = rows.repeat_interleave(lengths)  # (N,)
-        probed = tokens[target.probed]  # (S,)
-        metrics[domain] = {
-            "kl_to_target": _mean(statistics.kl[tokens]),
-            "reward": _mean(target.reward[probed]),
-            "drift": _mean(drift[probed]),
-            "entropy": _mean(statistics.entropy[tokens]),
-            "response_length": _mean(lengths[rows].float()),
-            "capped": _mean(rollout.capped[rows].float()),
-            "alpha": _mean(target.alpha[tokens]),
-            "clipped_share": _mean(target.clipped[probed]),
-            "hidden_grad_norm": float(statistics.squared_gradient[tokens].sum().sqrt()),
-        }
-    return metrics
-
-
-def mean_kl(statistics: TokenStatistics) -> float | None:
-    """Over all tokens of a step whose KL to the target is known."""
-    return _mean(statistics.kl)
-
-
-def _mean(values: Tensor) -> float | None:
-    """Of those that are known."""
-    mean = float(values.nanmean())
-    return None if math.isnan(mean) else mean

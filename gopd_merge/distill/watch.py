@@ -21,8 +21,17 @@ from gopd_merge.distill.windows import (
 
 NO_DIFFERENCE = 1e-4  # nats a token between a student that has just begun and its target
 AT_THE_LIMIT = 0.5  # of the responses
+ALL = 0.99  # of the responses
 FAR = 0.5  # of the first window's KL to target: a student that is still, or again, there does not follow
 CLIPPED = 0.1  # of the tokens
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A warning: its line, and whether a run that shows it has diverged, so that going on is a waste."""
+
+    text: str
+    diverges: bool
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Watch:
         self._courses: dict[str, Course] = {}
         self._said: set[tuple[str, str]] = set()  # (domain, kind)
 
-    def look(self, row: Mapping[str, Any]) -> list[str]:
+    def look(self, row: Mapping[str, Any]) -> list[Sign]:
         """New warnings after a step.
 
         A resumed run looks at the rows of metrics.jsonl first and ignores what it hears: it then goes on as if it had not stopped.
@@ -65,7 +74,7 @@ class Watch:
                 warnings += self._judge(domain, now, row["step"] / self.steps)
         return warnings
 
-    def _judge(self, domain: str, now: Window, done: float) -> list[str]:
+    def _judge(self, domain: str, now: Window, done: float) -> list[Sign]:
         before = self._courses.get(domain, Course(now, now, now, now, done, done))
         course = replace(before, previous=before.now, now=now, earlier=before.done, done=done)
         warnings = []
@@ -73,7 +82,7 @@ class Watch:
             warning = check(course)
             if warning and (domain, kind) not in self._said:
                 self._said.add((domain, kind))
-                warnings.append(f"{domain}: {warning}")
+                warnings.append(Sign(f"{domain}: {warning}", kind in DIVERGENCE))
         if kl_known(now) < kl_known(course.nearest):
             course = replace(course, nearest=now)
         self._courses[domain] = course
@@ -108,8 +117,20 @@ def entropy(course: Course) -> str | None:
 
 def limit(course: Course) -> str | None:
     """Cut answers teach nothing about how to end. Those that a horizon cut were meant to be."""
+    capped = course.now.capped
+    return at_the_limit(course) if capped is not None and AT_THE_LIMIT <= capped < ALL else None
+
+
+def endless(course: Course) -> str | None:
+    """The same of all answers: nothing is left to learn an end from."""
+    capped = course.now.capped
+    return at_the_limit(course) if capped is not None and capped >= ALL else None
+
+
+def at_the_limit(course: Course) -> str | None:
+    """What to say of answers that are cut."""
     first, now = course.first, course.now
-    if now.capped is None or first.capped is None or now.capped < AT_THE_LIMIT:
+    if now.capped is None or first.capped is None:
         return None
     if first.capped >= AT_THE_LIMIT:
         return f"{now.capped:.0%} of the responses end at the limit of their length; raise --max-new-tokens"
@@ -179,8 +200,9 @@ def disliked(course: Course) -> str | None:
 
 
 CHECKS: dict[str, Callable[[Course], str | None]] = {
-    check.__name__: check for check in (no_difference, entropy, limit, length, rising_kl, not_followed, clipped, disliked)
+    check.__name__: check for check in (no_difference, entropy, limit, endless, length, rising_kl, not_followed, clipped, disliked)
 }
+DIVERGENCE = {check.__name__ for check in (entropy, endless, rising_kl)}  # what --stop-on-divergence ends a run for
 
 
 def kl_known(window: Window) -> float:

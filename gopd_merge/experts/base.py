@@ -101,8 +101,12 @@ def check_patterns_on(expert: Expert, modules: Iterable[str]) -> None:
         raise Refused(expert.name, [(f"{CONFIG}: {problem}", remedy) for problem, remedy in findings])
 
 
-def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """The frozen base and its tokenizer, in evaluation mode: NF4 with double quantisation, or as stored (float32 on CPU)."""
+def load_base(base: Base, quantize: str, device: str, on_host: bool = False) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """The frozen base and its tokenizer, in evaluation mode: NF4 with double quantisation, or as stored (float32 on CPU).
+
+    `on_host` leaves the weights in the host's memory, for a device that cannot hold them all.
+    """
+    import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     dtype, compute_dtype = load_dtypes(quantize, device)
@@ -112,9 +116,10 @@ def load_base(base: Base, quantize: str, device: str) -> tuple["PreTrainedModel"
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute_dtype
         )
     tokenizer = load_tokenizer(base)
+    place = "cpu" if on_host else f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            base.location, quantization_config=quantization, dtype=dtype or "auto", device_map={"": device}, trust_remote_code=False
+            base.location, quantization_config=quantization, dtype=dtype or "auto", device_map={"": place}, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())[:300]

@@ -38,7 +38,7 @@ def plan_text(document: Mapping[str, Any]) -> str:
     then = f"then {work['evaluated_answers']:,} answers to measure"
     rows.append(["work", f"{first}{work['steps']:,} steps × {work['batch_size']} prompts, {then}"])
     rows.append(["tokens", f"{work['prompt_tokens']:,} of prompts, at most {work['response_tokens']:,} of responses"])
-    blocks = [columns(rows), memory_text(memory), _verdict(document)]
+    blocks = [columns(rows), memory_text(memory), _verdict(document), _disk(document["disk"])]
     blocks += [f"warning  {text}" for text in document["warnings"]]
     return "\n\n".join([*blocks, _time(document["seconds"])])
 
@@ -68,6 +68,11 @@ def _verdict(document: Mapping[str, Any]) -> str:
         tight = "; memory is tight: freed blocks will be returned at once, which takes time" if memory["tight"] else ""
         return f"fits     into {byte_text(memory['limit'])} on the {device}, with {sizes}{tight}"
     return f"does not fit into {byte_text(memory['limit'])} on the {device}"
+
+
+def _disk(disk: Mapping[str, Any]) -> str:
+    sizes = {name: byte_text(value) for name, value in disk.items()}
+    return f"disk     {sizes['peak']} for adapter and checkpoints of {sizes['checkpoint']}, and the answers; {sizes['free']} free"
 
 
 def _time(seconds: Mapping[str, float] | None) -> str:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from gopd_merge import artefacts
 from gopd_merge.casting import aims_of, rule_of
-from gopd_merge.comparison.measuring import Setup, identity
+from gopd_merge.comparison.measuring import Setup
 from gopd_merge.config import AUTO_ALPHAS, MergeConfig
+from gopd_merge.disk import write_json
 from gopd_merge.distill.backbone import Backbone
 from gopd_merge.distill.mixture import Mix
 from gopd_merge.distillation import Clock, Listener, manifest
@@ -17,6 +18,7 @@ from gopd_merge.plan import Inputs
 from gopd_merge.report.scale import SCALE
 from gopd_merge.scaling.document import scale_document
 from gopd_merge.scaling.probe import Target, probe_on
+from gopd_merge.settings import identity
 
 PROBE = "probe"  # the folder of its answers, in that of the merge
 
@@ -37,7 +39,7 @@ def choose_alpha(
         "seconds": clock.rounded(),
     }
     document = scale_document("probe", found.points, found.chosen, found.why, described)
-    artefacts.replace_json(folder / SCALE, document)
+    write_json(folder / SCALE, document)
     for domain, alpha in found.chosen.items():
         listener.note(f"α = {alpha:g} for {domain}: {found.why[domain]}")
     return config.model_copy(update={"alpha": dict(found.chosen)}), document

@@ -17,11 +17,11 @@ from gopd_merge.comparison.measuring import (
     Setup,
     answer_file,
     check_context,
-    identity,
     is_full,
     responding,
     scores_of_answers,
 )
+from gopd_merge.disk import alone, write_json
 from gopd_merge.distill.backbone import Backbone
 from gopd_merge.distill.mixture import Mix, expert_and_base, generate_mixture
 from gopd_merge.distillation import Clock, Listener, load_roles
@@ -39,6 +39,7 @@ from gopd_merge.report.progress import Silent
 from gopd_merge.report.scale import SCALE, scale_text
 from gopd_merge.scaling.choice import NOT_CHOSEN, choose
 from gopd_merge.scaling.document import scale_document
+from gopd_merge.settings import identity
 
 Target = Callable[[str, float], tuple[Sequence[str], Mix]]  # domain and α -> the target's roles, and how their logits are mixed
 
@@ -83,7 +84,7 @@ def probe(config: ProbeConfig, command: str, listener: Listener | None = None) -
     setup = Setup(config.output, identity(base, experts, config.quantize), config.seed, config.batch_size, config.unsafe_exec)
     for warning in (*(f"{e.name}: {text}" for e in experts for text in e.warnings), *base.warnings):
         listener.note(warning)
-    with artefacts.alone(setup.folder, (ANSWERS, SCALE) if config.overwrite else ()):
+    with alone(setup.folder, (ANSWERS, SCALE) if config.overwrite else ()):
         listener.phase("loading the base")
         with clock.measure("load"):
             targets = sorted({target for one in experts for target in one.targets})
@@ -99,7 +100,7 @@ def probe(config: ProbeConfig, command: str, listener: Listener | None = None) -
             "seconds": clock.rounded(),
         }
         document = scale_document("probe", found.points, found.chosen, found.why, described)
-        artefacts.replace_json(setup.folder / SCALE, document)
+        write_json(setup.folder / SCALE, document)
     return Probe(setup.folder, document)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from gopd_merge.distill.fused import TokenStatistics, backward_in_chunks, backward_through_hidden
-from gopd_merge.distill.objective import Aim, Reward, estimator_of, hidden_distance, reverse_kl, spread_tail, top_k
+from gopd_merge.distill.objective import Aim, Reward, estimator_of, gradient_of, hidden_distance, reverse_kl, spread_tail, top_k
 
 ALPHAS = (0.0, 0.5, 1.0, 1.25, 2.0, 3.0)
 N, H, V, K = 7, 5, 11, 4
@@ -86,6 +86,52 @@ def test_the_written_out_losses_are_different_from_each_other():
     assert len({round(float(value), 3) for value in found.values()}) == len(LOSSES)
 
 
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_closed_form_of_a_gradient_is_what_autograd_makes_of_the_formula(name, alpha):
+    student, (log_q, _) = random_logits(N, V).requires_grad_(), a_target(2, alpha)
+    (expected,) = torch.autograd.grad(estimator_of(name, K)(student, log_q, IDS).sum(), student)
+    given = (student.detach().log_softmax(-1), log_q.clone(), IDS)
+    kept = [tensor.clone() for tensor in given]
+    found = gradient_of(name, K)(*given)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert all(torch.equal(*pair) for pair in zip(given, kept, strict=True))  # what it was given is as it was
+    assert expected.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "hidden"])
+def test_the_importance_of_each_token_multiplies_its_loss(name):
+    """The control: without it the gradient is another one. What is logged of a token does not know its importance."""
+    weight, weights = random_logits(V, H, seed=1), torch.linspace(0.1, 4.9, N, dtype=torch.float64)
+    log_q, _ = a_target(1, 1.25)
+    mixed = random_logits(N, H, seed=3)
+    own = torch.stack([log_normalised(row)[int(IDS[n])] for n, row in enumerate(torch.tanh(random_logits(N, H)) @ weight.T)])
+    found = {}
+    for given in (None, own - weights.log()):
+        made_from = random_logits(N, H).requires_grad_()
+        hidden, options = torch.tanh(made_from), {"num_tokens": N, "chunk_tokens": 3, "engine_log_probs": given}
+
+        def of_target(rows, _):
+            return log_q[rows].clone()
+
+        if name == "hidden":
+            statistics = backward_through_hidden(hidden, mixed, IDS, lambda h: h @ weight.T, of_target, torch.arange(N), **options)
+        else:
+            options |= {"gradient_of_logits": gradient_of(name, K)}
+            statistics = backward_in_chunks(hidden, IDS, lambda h: h @ weight.T, of_target, **options)
+        found[given is not None] = (statistics, made_from.grad)
+    made_from = random_logits(N, H).requires_grad_()
+    hidden = torch.tanh(made_from)
+    student = hidden @ weight.T
+    losses = [LOSSES[name](log_normalised(student[n]), list(log_q[n]), int(IDS[n])) for n in range(N)] if name != "hidden" else None
+    expected = torch.stack(losses) if losses else (hidden - mixed).square().mean(-1) / 2
+    ((weights * expected).sum() / N).backward()
+    tight = {"rtol": 1e-5, "atol": 1e-7} if name == "hidden" else {"rtol": 1e-9, "atol": 1e-12}  # `hidden` computes in float32
+    torch.testing.assert_close(found[True][1], made_from.grad, **tight)
+    assert (found[True][1] - found[False][1]).norm() > 0.1 * found[False][1].norm()
+    torch.testing.assert_close(found[True][0].kl, found[False][0].kl)
+
+
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 100])
 @pytest.mark.parametrize("name", LOSSES)
 def test_chunks_of_any_size_give_the_gradient_of_the_whole(name, chunk_tokens):
@@ -95,8 +141,8 @@ def test_chunks_of_any_size_give_the_gradient_of_the_whole(name, chunk_tokens):
     student = torch.tanh(made_from) @ weight.T
     expected = torch.stack([LOSSES[name](log_normalised(student[n]), list(log_q[n]), int(IDS[n])) for n in range(N)]).mean()
     (expected_gradient,) = torch.autograd.grad(expected, made_from)
-    options = {"estimator": estimator_of(name, K), "num_tokens": N, "chunk_tokens": chunk_tokens}
-    statistics = backward_in_chunks(torch.tanh(made_from), IDS, lambda h: h @ weight.T, lambda rows, _: log_q[rows], **options)
+    options = {"gradient_of_logits": gradient_of(name, K), "num_tokens": N, "chunk_tokens": chunk_tokens}
+    statistics = backward_in_chunks(torch.tanh(made_from), IDS, lambda h: h @ weight.T, lambda rows, _: log_q[rows].clone(), **options)
     torch.testing.assert_close(made_from.grad, expected_gradient, rtol=1e-9, atol=1e-12)
     whole = torch.stack([kl(log_normalised(student[n]), list(log_q[n])) for n in range(N)])  # what is logged, whatever the loss is
     torch.testing.assert_close(statistics.kl, whole.detach(), rtol=1e-11, atol=1e-12)
@@ -196,7 +242,8 @@ def test_the_hidden_estimator_pulls_by_the_distance_of_hidden_states_alone():
     measured = torch.tensor([1, 4, 5])
     log_q = (target @ weight.T).log_softmax(-1).float()
     hidden_again = torch.tanh(made_from)
-    found = backward_through_hidden(hidden_again, target, IDS, lambda h: (h @ weight.T).float(), lambda rows, _: log_q[rows], measured, N)
+    options = {"measured": measured, "num_tokens": N, "chunk_tokens": 3}
+    found = backward_through_hidden(hidden_again, target, IDS, lambda h: (h @ weight.T).float(), lambda rows, _: log_q[rows], **options)
     torch.testing.assert_close(made_from.grad, expected_gradient, rtol=1e-5, atol=1e-8)
     student = hidden.detach() @ weight.T
     for n in measured.tolist():

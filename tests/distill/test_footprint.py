@@ -10,8 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert
 from gopd_merge.distill.footprint import Footprint, LiveBytes, Sizes
-from gopd_merge.distill.fused import backward_in_chunks
-from gopd_merge.distill.objective import ESTIMATORS, HIDDEN, estimator_of
+from gopd_merge.distill.fused import backward_in_chunks, normalise_
+from gopd_merge.distill.objective import ESTIMATORS, HIDDEN, gradient_of
 from gopd_merge.experts.base import Base, load_base
 from gopd_merge.experts.intake import read_experts
 
@@ -45,9 +45,8 @@ def allocated_at_most(run, folder):
     return peak
 
 
-def ids_and_mask(rows):
-    ids = torch.randint(4, 500, (rows, SIZES.prompt_tokens + SIZES.max_new_tokens), generator=torch.Generator().manual_seed(0))
-    return ids, torch.ones_like(ids)
+def some_ids(rows):
+    return torch.randint(4, 500, (rows, SIZES.prompt_tokens + SIZES.max_new_tokens), generator=torch.Generator().manual_seed(0))
 
 
 def test_a_storage_counts_from_the_operation_that_makes_it_until_its_last_reference_goes():
@@ -69,37 +68,47 @@ def test_base_and_adapters_take_what_the_loaded_ones_take(pair):
         assert found == sum(p.nbytes for name, p in backbone.peft.named_parameters() if part in name)
 
 
-@pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if name != HIDDEN])
-def test_an_update_takes_what_is_predicted(pair, tmp_path, estimator):
-    backbone, _, footprint = pair
+def real_update(backbone, estimator):
+    """An update of one micro-batch, without looking at values."""
     count = SIZES.micro_batch_size * SIZES.max_new_tokens
+    for parameter in backbone.student_parameters():
+        parameter.grad = None
 
     def update():
         target = torch.zeros(SIZES.batch_size * SIZES.max_new_tokens, backbone.hidden_size)
-        hidden = backbone.hidden(STUDENT, *ids_and_mask(SIZES.micro_batch_size))
-        hidden = hidden[:, SIZES.prompt_tokens - 1 : -1].reshape(count, -1)
-        ids = torch.zeros(count, dtype=torch.long)
-        backward_in_chunks(
-            hidden,
-            ids,
-            backbone.logits,
-            lambda rows, _: backbone.logits(target[:count][rows]).log_softmax(-1),
-            estimator_of(estimator, 64),
-            count,
-            128,
-        )
+        with backbone.training():
+            hidden = backbone.hidden(STUDENT, some_ids(SIZES.micro_batch_size)).flatten(0, 1)[torch.arange(count)]
+            ids = torch.zeros(count, dtype=torch.long)
+            log_q = lambda rows, _: normalise_(backbone.logits(target[:count][rows]))  # noqa: E731
+            backward_in_chunks(hidden, ids, backbone.logits, log_q, gradient_of(estimator, 64), count, SIZES.chunk_tokens)
 
-    for parameter in backbone.student_parameters():
-        parameter.grad = None
-    assert footprint.update(SIZES, estimator) == pytest.approx(allocated_at_most(update, tmp_path), rel=0.05)
+    return update
+
+
+@pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if name != HIDDEN])
+def test_an_update_takes_what_is_predicted(pair, tmp_path, estimator):
+    backbone, _, footprint = pair
+    assert footprint.update(SIZES, estimator) == pytest.approx(allocated_at_most(real_update(backbone, estimator), tmp_path), rel=0.05)
+
+
+def test_activations_that_are_computed_again_take_what_is_predicted_and_less_than_kept_ones(pair, tmp_path):
+    backbone, _, footprint = pair
+    kept = allocated_at_most(real_update(backbone, "full"), tmp_path)
+    backbone.recompute_activations()
+    try:
+        found = allocated_at_most(real_update(backbone, "full"), tmp_path)
+    finally:
+        backbone.recompute_activations(False)
+    assert footprint.update(SIZES, "full", recompute=True) == pytest.approx(found, rel=0.05)
+    assert found < 0.6 * kept
 
 
 def score_pass(backbone, role):
     """What `target.score` does to a micro-batch, without looking at values."""
     rows = SIZES.micro_batch_size
-    own = backbone.hidden([REFERENCE] * rows + [role] * rows, *ids_and_mask(2 * rows))
-    kept = own[:, SIZES.prompt_tokens - 1 : -1].reshape(-1, own.shape[-1])
-    backbone.logits(kept[: rows * 8], role).log_softmax(-1)
+    own = backbone.hidden([REFERENCE] * rows + [role] * rows, some_ids(2 * rows))
+    kept = own.flatten(0, 1)[torch.arange(2 * rows * SIZES.max_new_tokens)]
+    normalise_(backbone.logits(kept[: rows * 8], role))
 
 
 ONE_MICRO_BATCH = replace(SIZES, batch_size=SIZES.micro_batch_size)

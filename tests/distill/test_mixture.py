@@ -81,7 +81,7 @@ def test_lambda_1_draws_the_tokens_of_the_expert_and_0_those_of_the_base(float_b
         assert torch.equal(found.attention_mask, alone.attention_mask)
         assert torch.equal(found.capped, alone.capped)
         assert found.domains == alone.domains
-    other = generate_mixture(float_backbone, *expert_and_base("math", 1 - alpha), *asked)
+    other = generate_mixture(float_backbone, *expert_and_base("math", 20.0), *asked)
     assert not torch.equal(other.response_ids(), alone.response_ids())
 
 

@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from gopd_merge.distill.fused import backward_in_chunks
-from gopd_merge.distill.objective import ESTIMATORS, HIDDEN, Aim, Reward, estimator_of, reverse_kl, sampled, target_log_probs
+from gopd_merge.distill.objective import (
+    ESTIMATORS,
+    HIDDEN,
+    Aim,
+    Reward,
+    estimator_of,
+    reverse_kl,
+    reverse_kl_gradient,
+    sampled,
+    target_log_probs,
+)
 
 ALPHAS = (0.0, 0.5, 1.0, 1.25, 2.0, 3.0)
 N, H, V = 7, 5, 11
@@ -77,7 +87,7 @@ def test_chunks_give_the_loss_and_gradient_of_the_whole(alpha, chunk_tokens):
         ids=torch.arange(N) % V,
         head=lambda h: h @ weight.T,
         target_log_probs=lambda rows, logits: (mixed[rows] @ weight.T).log_softmax(-1),
-        estimator=reverse_kl,
+        gradient_of_logits=reverse_kl_gradient,
         num_tokens=N,
         chunk_tokens=chunk_tokens,
     )

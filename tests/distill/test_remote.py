@@ -411,7 +411,7 @@ def test_a_server_that_stays_away_ends_the_run_with_one_line(teach, server, sequ
         teacher.score(*sequences)
     (line,) = failed.value.lines
     assert line.startswith(f"{server.url}#math: the server has not answered for 0.3 s (")
-    assert line.endswith("; start it, then give the command again, with a longer --remote-patience if it needs one")
+    assert line.endswith("; start it, then give the command again with --resume, and a longer --remote-patience if it needs one")
     assert failed.value.exit_code == 1
     assert not isinstance(failed.value, InputError)
 

@@ -10,10 +10,10 @@ from gopd_merge import distillation
 from gopd_merge.config import make_config
 from gopd_merge.distill.backbone import STUDENT
 from gopd_merge.distill.cast import plain_cast
+from gopd_merge.distill.metrics import domain_metrics
 from gopd_merge.distill.rollout import generate
 from gopd_merge.distill.target import Scale
 from gopd_merge.distill.tilt import PLAIN, Rule
-from gopd_merge.distill.update import domain_metrics
 from gopd_merge.distillation import AlphaOfStep, Clock, load_backbone, train_student
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent
@@ -193,8 +193,8 @@ def test_an_adaptive_run_trains_with_the_lambda_that_its_metrics_ask_for(run, mo
     """Metrics made by hand: five steps of each domain that set what is normal; then `math` is calm and `code` has lost its entropy."""
     used = []
 
-    def hand_made(rollout, target, statistics):
-        real = domain_metrics(rollout, target, statistics)
+    def hand_made(sums):
+        real = domain_metrics(sums)
         used.append({domain: row["alpha"] for domain, row in real.items()})
         calm = {"entropy": 1.0, "response_length": 6.0, "capped": 0.0, "kl_to_target": 0.01, "reward": 0.02 + 0.001 * (-1) ** len(used)}
         lost = {"entropy": 0.4} if len(used) > 5 else {}

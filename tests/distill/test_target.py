@@ -9,9 +9,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, expert
 from gopd_merge.distill.cast import Role, plain_cast
+from gopd_merge.distill.metrics import domain_metrics, domain_sums
 from gopd_merge.distill.rollout import generate
 from gopd_merge.distill.target import Scale, mean_rewards, score
-from gopd_merge.distill.update import accumulate_gradient, domain_metrics, optimizer_step
+from gopd_merge.distill.update import accumulate_gradient, optimizer_step
 from gopd_merge.experts.base import Base, load_base
 
 
@@ -122,7 +123,7 @@ def test_the_logged_reward_and_drift_are_means_over_the_sampled_tokens(float_bac
     """Responses of at most eight tokens are probed whole, so the logged means can be taken by hand."""
     rollout = generate(float_backbone, STUDENT, *questions, 8, range(4))
     statistics, _, scored = step_gradient(float_backbone, rollout, {"math": 2.0, "code": 2.0})
-    metrics = domain_metrics(rollout, scored, statistics)
+    metrics = domain_metrics(domain_sums(rollout, scored, statistics))
     columns = slice(rollout.prompt_width - 1, -1)
     with torch.no_grad():
         log_probs = {

@@ -35,7 +35,7 @@ def course(*windows, **always):
 
 def heard(rows, steps=None):
     watch = Watch(steps or len(rows))
-    return [(row["step"], warning) for row in rows for warning in watch.look(row)]
+    return [(row["step"], sign.text) for row in rows for sign in watch.look(row)]
 
 
 def real(name):

@@ -17,7 +17,7 @@ import pytest
 from gopd_merge.cli import build_app
 from gopd_merge.cli.probing import merge_command
 from gopd_merge.comparison.contenders import BASE, of_experts
-from gopd_merge.comparison.measuring import Setup, identity, measure
+from gopd_merge.comparison.measuring import Setup, measure
 from gopd_merge.config import make_config
 from gopd_merge.distill.mixture import expert_and_base
 from gopd_merge.distillation import load_roles
@@ -30,6 +30,7 @@ from gopd_merge.probe_config import ProbeConfig
 from gopd_merge.report.progress import Silent
 from gopd_merge.report.scale import read_scale
 from gopd_merge.scaling.probe import probe, probe_on
+from gopd_merge.settings import identity
 
 COMMAND = Path(sys.executable).with_name("gopd-merge")
 OPTIONS = {"alphas": "0,1,2", "limit": 10, "batch_size": 5, "quantize": "none"}

@@ -1,0 +1,305 @@
+"""gopd_merge beside trl's DistillationTrainer and others, on equal work: seconds and memory of a step.
+
+    python eval/benchmarks/side_by_side.py
+    python eval/benchmarks/side_by_side.py --model smollm2-135m --fill ragged --work scoring --repetitions 5 --minutes 8
+
+Who is who stands in rivals.py. Each contender has a process of its own with all its models loaded; they take turns, one step each, in
+an order that turns round every time, and sleep meanwhile. First all of them must find the same loss and gradient, or nothing is timed.
+Works: `tuning` finds each contender's fastest micro-batch, with which it is then measured; `scoring` is scoring and update on
+recorded responses; `whole` adds the rollout; `growth` has one and four times the tokens; `thrift` is with activations computed
+again; `experts` are whole steps with two and with eight experts.
+A row of JSON is kept in eval/work for all that is finished, and the same command goes on. Writes eval/results/side_by_side.json.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from models import SHAPES, make_model
+from parity import check_parity
+from recorded import FILLS
+from summary import summary
+
+from gopd_merge.artefacts import environment
+
+WORK = Path("eval/work/side_by_side")
+MODELS = ("smollm2-135m", "qwen2.5-0.5b")
+WORKS = ("tuning", "scoring", "whole", "growth", "thrift", "experts")
+MICRO_BATCHES = (1, 2, 4)
+ALPHA = 1.5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the table: a contender's process and what it is asked."""
+
+    process: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+ENTRIES = {
+    "ours, λ = 1": Entry("ours", {"alpha": 1.0}),
+    "A, λ = 1": Entry("A"),
+    "ours": Entry("ours", {"alpha": ALPHA}),
+    "A′": Entry("A′", {"alpha": ALPHA}),
+    "A′, compacted": Entry("A′", {"alpha": ALPHA, "compact": True}),
+    "B": Entry("B", {"alpha": ALPHA}),
+}
+WHOLE = ("ours, λ = 1", "A, λ = 1", "ours", "A′")  # the rollout does not depend on the loss
+TUNED = {"A′, compacted": "A′", "B": "A′", "ours, 2 experts": "ours", "ours, 8 experts": "ours"}  # whose micro-batch they have
+EXPERTS = {f"ours, {count} experts": Entry(f"ours, {count} experts", {"alpha": ALPHA}) for count in (2, 8)}
+NF4 = {
+    "ours": Entry("ours, NF4", {"alpha": ALPHA}),
+    "A′": Entry("A′, NF4", {"alpha": ALPHA}),
+    "A′, compacted": Entry("A′, NF4", {"alpha": ALPHA, "compact": True}),
+}
+
+
+class Worker:
+    """A contender's process."""
+
+    def __init__(self, process: str, folder: Path, shape: str, log: Path) -> None:
+        self.log = log
+        command = [sys.executable, str(Path(__file__).with_name("worker.py")), process, str(folder), shape]
+        quiet = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("w"), text=True, env=quiet)
+        self.loaded = self._read()
+
+    def ask(self, do: str, **command: Any) -> dict[str, Any]:
+        assert self.child.stdin
+        self.child.stdin.write(json.dumps({"do": do, **command}) + "\n")
+        self.child.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.child.stdout
+        line = self.child.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.log}: a contender died: {self.log.read_text()[-2000:]}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+
+@contextmanager
+def started(processes: set[str], folder: Path, shape: str) -> Iterator[dict[str, Worker]]:
+    """All of them, loaded one after the other; ended at the end."""
+    workers: dict[str, Worker] = {}
+    try:
+        for process in sorted(processes):
+            workers[process] = Worker(process, folder, shape, WORK / f"{shape}-{len(workers)}.log")
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.child.kill()
+            worker.child.wait()
+
+
+class Rows:
+    """What is finished, a line of JSON each. Rows of other code are passed over."""
+
+    def __init__(self, path: Path, commit: str) -> None:
+        self.path, self.commit = path, commit
+        lines = path.read_text().splitlines() if path.is_file() else []
+        self.all = [row for row in map(json.loads, lines) if row["commit"] == commit]
+
+    def find(self, **key: Any) -> list[dict[str, Any]]:
+        return [row for row in self.all if all(row.get(name) == value for name, value in key.items())]
+
+    def add(self, **row: Any) -> None:
+        self.all.append(row | {"commit": self.commit})
+        with self.path.open("a") as file:
+            file.write(json.dumps(self.all[-1]) + "\n")
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+@dataclass
+class Match:
+    """One model's contenders while they are loaded."""
+
+    model: str  # with its precision
+    shape: str
+    entries: dict[str, Entry]
+    workers: dict[str, Worker]
+    rows: Rows
+
+    def recorded(self, fill: str) -> str:
+        """Where the responses are that the student once gave; made the first time."""
+        path = WORK / f"{self.shape}-{fill}.pt"
+        if not path.is_file():
+            next(w for name, w in self.workers.items() if name.startswith("ours")).ask("record", fill=fill, to=str(path))
+        return str(path)
+
+    def check(self, fill: str) -> None:
+        """Loss and gradient of all contenders are compared. Raises SystemExit where they are not the same."""
+        found = {}
+        for label, entry in self.entries.items():
+            to = WORK / f"{self.shape}-gradient-{len(found)}.pt"
+            options = entry.options | {"micro_batch": 2}
+            answer = self.workers[entry.process].ask("gradient", recorded=self.recorded(fill), to=str(to), options=options)
+            found[label] = (answer["loss"], torch.load(to))
+            to.unlink()
+        gaps = check_parity(found)
+        if not self.rows.find(model=self.model, work="parity", fill=fill):
+            self.rows.add(model=self.model, work="parity", fill=fill, gaps=gaps, losses={label: loss for label, (loss, _) in found.items()})
+
+    def micro_batch(self, label: str) -> int:
+        """The fastest of those that were tried."""
+        tried = self.rows.find(model=self.model, work="tuning", label=TUNED.get(label, label))
+        if not tried:
+            raise SystemExit(f"{label}: no micro-batch was chosen yet; run --work tuning first")
+        return int(min(tried, key=lambda row: row["seconds"])["micro_batch"])
+
+    def ask(
+        self, label: str, do: str, micro_batch: int | None = None, more: dict[str, Any] | None = None, **command: Any
+    ) -> dict[str, Any]:
+        entry = self.entries[label]
+        options = entry.options | {"micro_batch": micro_batch or self.micro_batch(label)} | (more or {})
+        if do == "step":
+            command["recorded"] = self.recorded(command["fill"])
+        return self.workers[entry.process].ask(do, options=options, **command)
+
+    def tune(self, fill: str, deadline: float) -> bool:
+        for label in [label for label in self.entries if label not in TUNED]:
+            for micro_batch in MICRO_BATCHES:
+                key = {"model": self.model, "work": "tuning", "label": label, "micro_batch": micro_batch}
+                if micro_batch <= SHAPES[self.shape].prompts and not self.rows.find(**key):
+                    if time.monotonic() > deadline:
+                        return False
+                    found = self.ask(label, "step", micro_batch, fill=fill)
+                    self.rows.add(**key, fill=fill, seconds=found["seconds"]["scoring and update"], peak_bytes=found["peak_bytes"])
+        return True
+
+    def turn(self, work: str, fill: str, repetition: int) -> None:
+        """All contenders, one step each."""
+        key = {"model": self.model, "work": work, "fill": fill, "repetition": repetition}
+        if self.rows.find(**key):
+            return
+        labels = [label for label in self.entries if work != "whole" or label in WHOLE]
+        labels = labels if repetition % 2 == 0 else labels[::-1]
+        ours = next(worker for name, worker in self.workers.items() if name.startswith("ours"))
+        peak = ours.ask("peak")["flops"]
+        found = {label: self.ask(label, "step" if work == "scoring" else "whole", fill=fill) for label in labels}
+        micro_batches = {label: self.micro_batch(label) for label in labels}
+        self.rows.add(**key, matrix_flops=peak, micro_batches=micro_batches, entries=found)
+
+    def grow(self, labels: list[str], deadline: float) -> bool:
+        """One and four times the tokens, at the same micro-batch. Whether all is there."""
+        for label in labels:
+            for times in (1, 4):
+                key = {"model": self.model, "work": "growth", "label": label, "times": times}
+                if not self.rows.find(**key):
+                    if time.monotonic() > deadline:
+                        return False
+                    self.rows.add(**key, **self.ask(label, "step", fill="full", times=times))
+        return True
+
+    def save_memory(self, labels: list[str], deadline: float) -> bool:
+        """The least memory: a row of the batch at a time, and activations computed again. Whether all is there."""
+        for label in labels:
+            key = {"model": self.model, "work": "thrift", "label": label, "micro_batch": 1}
+            if not self.rows.find(**key):
+                if time.monotonic() > deadline:
+                    return False
+                self.rows.add(**key, **self.ask(label, "step", 1, {"checkpointing": True}, fill="full"))
+        return True
+
+
+def measure(options: argparse.Namespace, rows: Rows, deadline: float) -> bool:
+    """Everything that is asked for and not yet there, until the deadline. Whether all is there."""
+    for shape in options.model:
+        make_model(SHAPES[shape], WORK / shape)
+        if "experts" in options.work and shape == MODELS[0]:
+            turns = [("experts", "ragged", repetition) for repetition in range(options.repetitions)]
+            if not take_turns(shape, shape, EXPERTS, turns, rows, deadline):
+                return False
+        entries = {label: e for label, e in (NF4 if options.nf4 else ENTRIES).items() if label in (options.contenders or ENTRIES)}
+        if not measure_contenders(f"{shape}, NF4" if options.nf4 else shape, shape, entries, options, rows, deadline):
+            return False
+    return True
+
+
+def take_turns(model: str, shape: str, entries: dict[str, Entry], turns: list[tuple[str, str, int]], rows: Rows, deadline: float) -> bool:
+    """Turns of contenders that need no comparison, after one to warm up."""
+    turns = [turn for turn in turns if not rows.find(model=model, work=turn[0], fill=turn[1], repetition=turn[2])]
+    if not turns:
+        return True
+    with started({entry.process for entry in entries.values()}, WORK / shape, shape) as workers:
+        match = Match(model, shape, entries, workers, rows)
+        for label in entries:
+            match.ask(label, "step", fill="ragged")
+        for turn in turns:
+            if time.monotonic() > deadline:
+                return False
+            match.turn(*turn)
+    return True
+
+
+def measure_contenders(model: str, shape: str, entries: dict[str, Entry], options: argparse.Namespace, rows: Rows, deadline: float) -> bool:
+    """All works of contenders that are compared. Whether all is there."""
+    turns = [(w, f, r) for r in range(options.repetitions) for w in options.work if w in ("scoring", "whole") for f in options.fill]
+    turns = [turn for turn in turns if not rows.find(model=model, work=turn[0], fill=turn[1], repetition=turn[2])]
+    others = {work for work in options.work if work in ("tuning", "growth", "thrift")}
+    if not turns and not others:
+        return True
+    at_one = [label for label in ("ours, λ = 1", "A, λ = 1") if label in entries]
+    with started({entry.process for entry in entries.values()}, WORK / shape, shape) as workers:
+        match = Match(model, shape, entries, workers, rows)
+        for process, worker in workers.items():
+            if not rows.find(model=model, work="load", process=process):
+                rows.add(model=model, work="load", process=process, **worker.loaded)
+        for number, fill in enumerate(options.fill):
+            if number == 0 or not rows.find(model=model, work="parity", fill=fill):
+                match.check(fill)  # warms up, too
+        if "tuning" in others and not match.tune("ragged", deadline):
+            return False
+        for turn in turns:
+            if time.monotonic() > deadline:
+                return False
+            match.turn(*turn)
+        if "growth" in others and not match.grow(at_one, deadline):
+            return False
+        return "thrift" not in others or match.save_memory(at_one, deadline)
+
+
+def measured_commit() -> str:
+    """The last commit that changed what is measured, or how."""
+    command = ["git", "log", "-1", "--format=%h", "--", "gopd_merge", "eval/benchmarks"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main(options: argparse.Namespace) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the contenders are ended
+    WORK.mkdir(parents=True, exist_ok=True)
+    rows = Rows(WORK / "rows.jsonl", measured_commit())
+    if not measure(options, rows, time.monotonic() + 60 * options.minutes):
+        raise SystemExit("not all is measured yet; give the same command again")
+    document = {
+        "schema": 1,
+        "command": "python eval/benchmarks/side_by_side.py",
+        **summary(rows.all),
+        "environment": environment(torch.device("cpu")),
+    }
+    options.output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", choices=list(SHAPES), default=list(MODELS))
+    parser.add_argument("--nf4", action="store_true", help="the base in 4 bits: ours and A′")
+    parser.add_argument("--fill", nargs="+", choices=FILLS, default=list(FILLS))
+    parser.add_argument("--contenders", nargs="+", choices=list(ENTRIES), help="default: all")
+    parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no further step after so many")
+    parser.add_argument("--output", type=Path, default=Path("eval/results/side_by_side.json"))
+    main(parser.parse_args())
