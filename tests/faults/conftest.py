@@ -83,9 +83,9 @@ def fork(tmp_path_factory, adapters):
 
 
 def words(adapters, arguments):
-    """`EXPERTS` stands for the embedded ones."""
-    experts = ["--experts", adapters / "math.lora", adapters / "code.lora"]
-    return [str(word) for argument in arguments for word in (experts if argument == "EXPERTS" else [argument])]
+    """`EXPERTS` stands for the embedded ones, `CODE` for the one whose answers are graded within a second."""
+    known = {"EXPERTS": ["--experts", adapters / "math.lora", adapters / "code.lora"], "CODE": ["--experts", adapters / "code.lora"]}
+    return [str(word) for argument in arguments for word in known.get(argument, [argument])]
 
 
 @pytest.fixture
@@ -110,13 +110,13 @@ def command(tmp_path, adapters):
 
 @pytest.fixture(scope="session")
 def unbroken(fork, tmp_path_factory):
-    """unbroken(*options): the folder of a run with these options that nothing disturbs."""
+    """unbroken(*options): the folder of a run of CODE with these options that nothing disturbs, or of EXPERTS with --no-eval."""
     made = {}
 
     def run(*options):
         if options not in made:
             folder = tmp_path_factory.mktemp("unbroken")
-            done = fork("EXPERTS", *options, "--quiet", cwd=folder)
+            done = fork("EXPERTS" if "--no-eval" in options else "CODE", *options, "--quiet", cwd=folder)
             assert done.code == 0, done.lines
             made[options] = folder / "merged.lora"
         return made[options]
