@@ -115,7 +115,7 @@ class Ours:
         return {"rollout": answered - started, "scoring and update": time.perf_counter() - answered}
 
     def _accumulate(self, rollout: Rollout, alpha: float, micro_batch: int, chunk: int = CHUNK, checkpointing: bool = False) -> Tensor:
-        self.backbone.recomputes_activations = checkpointing
+        self.backbone.recompute_activations(checkpointing)
         target = score(self.cast, rollout, Scale(dict.fromkeys(self.domains, alpha)), micro_batch, chunk)
         return accumulate_gradient(self.cast, rollout, target, "full", micro_batch, chunk).kl
 
