@@ -54,7 +54,7 @@ measure-method: install  ## the tables of docs/method.md (half a day; it can be 
 	$(BIN)/python eval/estimator_cost.py
 	$(BIN)/python eval/tables.py
 
-measure-speed: install-dev  ## the section "Side by side" of docs/speed.md (half an hour on two idle cores; it can be stopped and given again)
+measure-speed: install-dev  ## the section "Side by side" of docs/speed.md (three quarters of an hour on two idle cores; it can be stopped and given again)
 	$(BIN)/python eval/benchmarks/side_by_side.py
 	$(BIN)/python eval/benchmarks/side_by_side.py --nf4 --model smollm2-135m --fill ragged --work tuning scoring
 	$(BIN)/python eval/tables.py
