@@ -10,7 +10,11 @@ from gopd_merge.errors import Interrupted
 from gopd_merge.stopping import SIGNALS, deaf, stop_on_signals, undisturbed
 
 WEIGHTS = "adapter_model.safetensors"
-SHORT = [*"--steps 4 --batch-size 4 --max-new-tokens 8 --eval-prompts 8 --checkpoint-every 3".split(), "--quantize", "none"]
+SHORT = [
+    *["--steps", "4", "--batch-size", "4", "--max-new-tokens", "8", "--eval-prompts", "8", "--checkpoint-every", "3"],
+    "--quantize",
+    "none",
+]
 
 
 @pytest.fixture
