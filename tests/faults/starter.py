@@ -1,7 +1,7 @@
 """Starts the command as a process of its own, again and again, without importing its libraries anew each time.
 
-A line of JSON in: `argv`, `cwd`, `stdout` and `stderr` (files), `env`; `die_at`: the process kills itself at that call of fsync; `room`: the
-megabytes that it may take beside those that it has.
+A line of JSON in: `argv`, `cwd`, `stdout` and `stderr` (files), `env`; `die_at`: the process kills itself at that call of fsync; `room`:
+the megabytes that it may take beside those that it has.
 A line out with its pid, and one with its exit status when it has ended.
 """
 

@@ -98,21 +98,8 @@ def test_a_process_that_may_not_have_more_memory_halves_the_micro_batch(start, t
     """A real limit (RLIMIT_AS), and real allocations that fail: what is learnt by heart needs no sampling."""
     rows = [{"prompt": f"{number} + {number}", "response": "one two three four five six seven " * 12} for number in range(256)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = [
-        "--method",
-        "sft",
-        "--steps",
-        "1",
-        "--batch-size",
-        "256",
-        "--micro-batch-size",
-        "256",
-        "--max-new-tokens",
-        "96",
-        "--chunk-tokens",
-        "100000",
-        "--no-eval",
-    ]
+    sizes = {"steps": 1, "batch-size": 256, "micro-batch-size": 256, "max-new-tokens": 96, "chunk-tokens": 100_000}
+    options = [word for name, size in sizes.items() for word in (f"--{name}", size)] + ["--method", "sft", "--no-eval"]
     run = start("MATH", "--prompts", "math=long.jsonl", *options, room=900)
     assert run.code == 0, run.lines
     assert [line for line in run.lines if line.startswith("note     memory did not last") and "going on with micro-batches of " in line]
