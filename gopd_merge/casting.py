@@ -168,7 +168,7 @@ def _engine(
         return None
     backbone, base, rank = cast.backbone, inputs.base, inputs.lora_rank
     prompts = [[prompt.prompt for prompt in source.prompts] for source in inputs.prompts]
-    longest = max(prompt_lengths(backbone.tokenizer, [prompt for some in prompts for prompt in some])) + config.max_new_tokens
+    longest = max(prompt_lengths(backbone.tokenizer, [prompt for some in prompts for prompt in some])) + config.trained_tokens
     sampler: Sampler
     working = partial_of(config.output)  # what a kill leaves there is removed when the run goes on
     folder = working if working.is_dir() else None
@@ -182,7 +182,7 @@ def _engine(
         sampler = VllmHere(needs, note)
     engine = OtherEngine(backbone, cast.vocabulary, sampler, folder, base.name)
     stack.callback(engine.close)
-    engine.check([prompt for some in zip(*prompts, strict=False) for prompt in some], note)
+    engine.check([prompt for some in zip(*prompts, strict=False) for prompt in some], config.trained_tokens, note)
     return engine
 
 

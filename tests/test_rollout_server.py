@@ -74,8 +74,9 @@ def test_a_student_that_answers_on_a_server_is_trained_on_what_it_says(merge, se
 
 
 def test_a_base_in_4_bits_learns_from_a_server_that_holds_it_whole(merge, server, tmp_path):
-    code, err = merge("--rollout", server.url)
+    code, err = merge("--rollout", server.url, "--horizon", "6")
     assert code == 0, err
+    assert {request["max_tokens"] for request in server.requests} == {6}
     for row in rows_of(tmp_path / "merged.lora"):
         assert row["importance_mean"] != 1.0
         assert 0.5 < row["importance_mean"] < 2

@@ -177,7 +177,7 @@ def test_tokens_that_only_pad_the_head_are_never_drawn(engine_of, student, serve
 
 def test_the_check_says_how_near_the_servers_base_is(engine_of, student, server, questions):
     notes = []
-    engine_of(student).check(questions[0], notes.append)
+    engine_of(student).check(questions[0], LIMIT, notes.append)
     (note,) = notes
     assert note.startswith(f"{server.url}: its log-probs are ")
     assert note.endswith("nats a token from this run's; importance weights make up for that")
@@ -191,7 +191,7 @@ def test_a_server_with_another_base_is_refused(engine_of, student, server, quest
     norm.data *= 0.3
     try:
         with pytest.raises(InputError, match=r"its log-probs differ from this run's base by .* nats a token, too far for one model"):
-            engine_of(student).check(questions[0], print)
+            engine_of(student).check(questions[0], LIMIT, print)
     finally:
         norm.data.copy_(kept)
 
@@ -205,7 +205,7 @@ def test_an_answer_that_cannot_be_right_is_not_used(engine_of, student, server, 
     assert line.startswith(f"{server.url}: ")
     assert problem in line
     with pytest.raises(InputError):  # and a run with such a server is refused before it begins
-        engine_of(student).check(questions[0], print)
+        engine_of(student).check(questions[0], LIMIT, print)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_server_that_cannot_take_the_student_is_refused_at_once(engine_of, stu
     for name, value in fault.items():
         setattr(server, name, value)
     with pytest.raises(InputError) as error:
-        engine_of(student, patience=600.0).check(questions[0], print)
+        engine_of(student, patience=600.0).check(questions[0], LIMIT, print)
     (line,) = error.value.lines
     assert problem in line
     assert server.requests == []
