@@ -54,9 +54,13 @@ measure-method: install  ## the tables of docs/method.md (half a day; it can be 
 	$(BIN)/python eval/estimator_cost.py
 	$(BIN)/python eval/tables.py
 
-measure-speed: install-dev  ## the section "Side by side" of docs/speed.md (half an hour on two idle cores; it can be stopped and given again)
+measure-speed: install-dev  ## the tables of docs/speed.md and docs/scaling.md (an hour on two idle cores; side by side can be stopped and given again)
+	$(BIN)/python eval/benchmarks/profile_step.py
+	$(BIN)/python eval/benchmarks/startup.py
 	$(BIN)/python eval/benchmarks/side_by_side.py
 	$(BIN)/python eval/benchmarks/side_by_side.py --nf4 --model smollm2-135m --fill ragged --work tuning scoring
+	$(BIN)/python eval/benchmarks/processes.py --model embedded
+	$(BIN)/python eval/benchmarks/processes.py --model smollm2-135m
 	$(BIN)/python eval/tables.py
 
 fuzz: install-dev  ## ten minutes of coverage-guided fuzzing of what reads adapters

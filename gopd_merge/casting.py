@@ -182,7 +182,7 @@ def _engine(
         sampler = VllmHere(needs, note)
     engine = OtherEngine(backbone, cast.vocabulary, sampler, folder, base.name)
     stack.callback(engine.close)
-    engine.check([prompt for some in zip(*prompts, strict=False) for prompt in some], note)
+    engine.check([prompt for some in zip(*prompts, strict=False) for prompt in some], config.trained_tokens, note)
     return engine
 
 

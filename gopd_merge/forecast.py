@@ -100,9 +100,7 @@ class Disk:
 
 
 class Forecast:
-    """The plan of one run; of several processes, what the first one takes. Raises InputError for a prompt that the base's context cannot
-    hold.
-    """
+    """The plan of one run; of several processes, of the first. Raises InputError for a prompt that the base's context cannot hold."""
 
     def __init__(self, config: MergeConfig, inputs: Inputs, processes: Processes = ALONE) -> None:
         self.config = config
@@ -175,7 +173,7 @@ class Forecast:
             "teacher_base": self._described_teacher_base(),
             "student": {"rank": inputs.lora_rank, "targets": list(inputs.targets)},
             "warnings": [*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings],
-            "work": asdict(self.work) | {"batch_size": config.batch_size},
+            "work": asdict(self.work) | {"batch_size": config.batch_size, "processes": self.processes.count},
             "memory": self.memory.document() | {"device": self.device, "limit": self.limit, "fits": self.fits, "tight": self.is_tight},
             "disk": asdict(self.disk),
             "options": {name: getattr(config, name) for name in ("micro_batch_size", "chunk_tokens", "batch_size", "max_new_tokens")},

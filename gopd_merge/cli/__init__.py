@@ -10,7 +10,7 @@ from cyclopts import App, Group
 
 import gopd_merge
 from gopd_merge.cli import evaluating, looking, merging, probing, sweeping
-from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, JSON, QUIET, RESUME, signature
+from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, JSON, PROCESSES, QUIET, RESUME, signature
 from gopd_merge.config import MergeConfig
 from gopd_merge.errors import GopdError, InputError, Interrupted
 from gopd_merge.eval_config import CompareConfig, EvalConfig
@@ -65,7 +65,7 @@ def build_app() -> App:
 
     # Functions have a __signature__ that type checkers do not know of; the flags are read off it.
     run.__signature__ = signature(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN, RESUME)  # type: ignore[attr-defined]
-    plan.__signature__ = signature(MergeConfig, CONFIG, JSON, CALIBRATE)  # type: ignore[attr-defined]
+    plan.__signature__ = signature(MergeConfig, CONFIG, JSON, CALIBRATE, PROCESSES)  # type: ignore[attr-defined]
     probe.__signature__ = signature(ProbeConfig, JSON, QUIET)  # type: ignore[attr-defined]
     evaluate.__signature__ = signature(EvalConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
     compare.__signature__ = signature(CompareConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]

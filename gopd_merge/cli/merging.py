@@ -11,7 +11,7 @@ from gopd_merge.cli.quiet import quieten_libraries
 from gopd_merge.config import MergeConfig, make_config
 from gopd_merge.errors import GopdError, InputError, Interrupted, ProcessLost
 from gopd_merge.options import read_config_file
-from gopd_merge.parallel import launched
+from gopd_merge.parallel import Processes, launched
 from gopd_merge.stopping import stop_on_signals
 
 if TYPE_CHECKING:
@@ -25,21 +25,24 @@ def plan(options: dict[str, Any]) -> None:
     """Print what a merge would use and take. Raises InputError where it cannot fit, after printing."""
     as_json, with_time = options.pop("json", False), options.pop("calibrate", False)
     options.pop("quiet", False)
-    resume = options.pop("resume", False)
+    resume, count = options.pop("resume", False), options.pop("processes", None) or 1
     config = _config(options)
+    if count < 1 or (count > 1 and with_time):
+        raise InputError(f"--processes {count}: give 1 or more, and leave out --calibrate, which measures one process")
     from rich.console import Console
 
-    from gopd_merge.plan import check_output, read_inputs
+    from gopd_merge.plan import check_output, check_processes, read_inputs
     from gopd_merge.run_folder import check_unfinished
 
-    console = Console(stderr=True)
+    console, processes = Console(stderr=True), Processes(count=count, local_count=count)
+    check_processes(config, processes)
     inputs = read_inputs(config, weights=with_time)
     quieten_libraries()
     with console.status("counting tokens and memory"):
         from gopd_merge.forecast import Forecast
         from gopd_merge.report.plan import plan_text
 
-        forecast = Forecast(config, inputs)
+        forecast = Forecast(config, inputs, processes)
         document = forecast.document()
     try:
         check_output(config.output, config.overwrite)

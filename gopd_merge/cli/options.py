@@ -16,6 +16,7 @@ QUIET: Flag = ("quiet", bool, "no progress, only the result", "Output")
 DRY_RUN: Flag = ("dry_run", bool, "only show what the run would use and take, as gopd-merge plan does", "Output")
 RESUME: Flag = ("resume", bool, "go on where this merge was stopped, or begin where nothing is there yet", "Output")
 CALIBRATE: Flag = ("calibrate", bool, "load the base and measure a few steps, to say how long the run will take", "Machine")
+PROCESSES: Flag = ("processes", int | None, "for so many processes of accelerate launch on one machine: what each takes", "Machine")
 NAMES = (
     "What to merge",
     "What to choose",

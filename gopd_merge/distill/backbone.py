@@ -40,7 +40,7 @@ def expert(domain: str) -> str:
 def layers_of(model: PreTrainedModel) -> list[torch.nn.Module]:
     """The decoder's layers: what Transformers says must stay on one device. None where a model does not say it."""
     kinds = set(getattr(model, "_no_split_modules", None) or ())
-    return [module for module in model.get_decoder().modules() if type(module).__name__ in kinds]
+    return [module for module in model.get_decoder().modules() if kinds & {kind.__name__ for kind in type(module).__mro__}]
 
 
 class Backbone:

@@ -126,6 +126,10 @@ class _Adapted(torch.autograd.Function):
 
 def dense_weight(layer: Any) -> Tensor:
     """The weight of a linear layer as numbers, (out, in), whatever it is kept as."""
+    if getattr(layer, "quant_state", None) is not None:  # a shared base's weights come back without what bitsandbytes keeps with them
+        from bitsandbytes.nn.modules import fix_4bit_weight_quant_state_from_module
+
+        fix_4bit_weight_quant_state_from_module(layer)
     weight: Tensor = layer.dense_weight() if hasattr(layer, "dense_weight") else dequantize_module_weight(layer)
     return weight
 

@@ -36,7 +36,8 @@ def plan_text(document: Mapping[str, Any]) -> str:
         rows.append(["prompts" if number == 0 else "", f"{d['domain']}: {d['prompts']:,}, asked {times}; {tokens}"])
     first = f"{work['probed_answers']:,} answers of the targets to choose α, then " if work["probed_answers"] else ""
     then = f"then {work['evaluated_answers']:,} answers to measure"
-    rows.append(["work", f"{first}{work['steps']:,} steps × {work['batch_size']} prompts, {then}"])
+    shared = f" in {work['processes']} processes, of which one is shown" if work["processes"] > 1 else ""
+    rows.append(["work", f"{first}{work['steps']:,} steps × {work['batch_size']} prompts{shared}, {then}"])
     rows.append(["tokens", f"{work['prompt_tokens']:,} of prompts, at most {work['response_tokens']:,} of responses"])
     blocks = [columns(rows), memory_text(memory), _verdict(document), _disk(document["disk"])]
     blocks += [f"warning  {text}" for text in document["warnings"]]

@@ -142,7 +142,7 @@ def test_tokens_that_only_pad_the_head_are_never_drawn(engine, student, move):
 def test_the_check_passes_and_says_how_near_they_are(engine, student, move):
     move(student, seed=1)
     notes = Notes([])
-    engine.check(PROMPTS, notes)
+    engine.check(PROMPTS, LIMIT, notes)
     (note,) = notes.said
     assert "importance weights make up for that" in note
 
