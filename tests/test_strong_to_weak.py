@@ -12,13 +12,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from gopd_merge import casting
-from gopd_merge.casting import assembled
+from gopd_merge.casting import assembled, load_backbone
 from gopd_merge.cli import main
 from gopd_merge.config import make_config
 from gopd_merge.distill.backbone import STUDENT, expert
 from gopd_merge.distill.rollout import generate, row_seeds
 from gopd_merge.distill.target import Scale, score
-from gopd_merge.distillation import load_backbone
 from gopd_merge.errors import InputError
 from gopd_merge.forecast import Forecast
 from gopd_merge.plan import read_inputs

@@ -13,9 +13,9 @@ import torch
 
 from gopd_merge import MergeConfig, merge
 from gopd_merge.artefacts import environment
+from gopd_merge.casting import load_backbone
 from gopd_merge.comparison.training import renew_student
 from gopd_merge.disk import write_json
-from gopd_merge.distillation import load_backbone
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent
 

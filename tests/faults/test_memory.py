@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from gopd_merge import MergeConfig, distillation, merge
+from gopd_merge.casting import load_backbone
 from gopd_merge.comparison.training import renew_student
 from gopd_merge.distill import update as distill_update
 from gopd_merge.distill.room import Room, is_out_of_memory
-from gopd_merge.distillation import load_backbone
 from gopd_merge.errors import GopdError
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from gopd_merge import MergeConfig, distillation, merge
+from gopd_merge.casting import load_backbone
 from gopd_merge.comparison.training import renew_student
 from gopd_merge.distill.checkpoint import load_optimizer, save_optimizer
 from gopd_merge.distill.watch import Watch
-from gopd_merge.distillation import load_backbone
 from gopd_merge.errors import GopdError
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent
