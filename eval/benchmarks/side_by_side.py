@@ -1,7 +1,7 @@
 """gopd_merge beside trl's DistillationTrainer and others, on equal work: seconds and memory of a step.
 
     python eval/benchmarks/side_by_side.py
-    python eval/benchmarks/side_by_side.py --model smollm2-135m --fill ragged --work scoring --repetitions 5 --minutes 8
+    python eval/benchmarks/side_by_side.py --model smollm2-135m --fill ragged --work tuning scoring --repetitions 5 --minutes 8
 
 Who is who stands in rivals.py. Each contender has a process of its own with all its models loaded; they take turns, one step each, in
 an order that turns round every time, and sleep meanwhile. First all of them must find the same loss and gradient, or nothing is timed.
@@ -38,6 +38,7 @@ MODELS = ("smollm2-135m", "qwen2.5-0.5b")
 WORKS = ("tuning", "scoring", "whole", "growth", "thrift", "experts")
 MICRO_BATCHES = (1, 2, 4)
 ALPHA = 1.5
+MATRIX = 4096  # rows of the square matrices that the machine's peak is measured with
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class Match:
 
     def recorded(self, fill: str) -> str:
         """Where the responses are that the student once gave; made the first time."""
-        path = WORK / f"{self.shape}-{fill}.pt"
+        sizes = SHAPES[self.shape]
+        path = WORK / f"{self.shape}-{fill}-{sizes.prompts}-{sizes.prompt_tokens}-{sizes.response_tokens}.pt"
         if not path.is_file():
             next(w for name, w in self.workers.items() if name.startswith("ours")).ask("record", fill=fill, to=str(path))
         return str(path)
@@ -178,8 +180,7 @@ class Match:
         key = {"model": self.model, "work": work, "fill": fill, "repetition": repetition}
         labels = [label for label in self.entries if work != "whole" or label in WHOLE]
         labels = labels if repetition % 2 == 0 else labels[::-1]
-        ours = next(worker for name, worker in self.workers.items() if name.startswith("ours"))
-        peak = ours.ask("peak")["flops"]
+        peak = matrix_peak()
         found = {label: self.ask(label, "step" if work == "scoring" else "whole", fill=fill) for label in labels}
         micro_batches = {label: self.micro_batch(label) for label in labels}
         self.rows.add(**key, matrix_flops=peak, micro_batches=micro_batches, entries=found)
@@ -256,6 +257,17 @@ def compare(
     return True
 
 
+def matrix_peak() -> float:
+    """Operations a second of a large float32 matrix product here, the best of three."""
+    a, b = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - started)
+    return 2 * MATRIX**3 / min(seconds)
+
+
 def measured_commit() -> str:
     """The last commit that changed what is measured, or how."""
     command = ["git", "log", "-1", "--format=%h", "--", "gopd_merge", "eval/benchmarks"]
@@ -283,7 +295,7 @@ if __name__ == "__main__":
     parser.add_argument("--nf4", action="store_true", help="the base in 4 bits: ours and A′")
     parser.add_argument("--fill", nargs="+", choices=FILLS, default=list(FILLS))
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no further step after so many")
     parser.add_argument("--output", type=Path, default=Path("eval/results/side_by_side.json"))
     main(parser.parse_args())

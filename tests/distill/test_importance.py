@@ -98,9 +98,10 @@ def test_weighted_draws_of_another_policy_give_the_gradient_of_the_students_own(
     """One state, 13 tokens, 200,000 draws from a policy that is not the student's: the policy gradient against the exact KL's."""
     generator = torch.Generator().manual_seed(0)
     head, state, policy, target = (torch.randn(*shape, generator=generator) for shape in ((13, 6), (1, 6), (13,), (13,)))
-    log_q, log_b = target.log_softmax(-1), (0.7 * policy).log_softmax(-1)
+    log_q, own = target.log_softmax(-1), (state[0] @ head.T).softmax(-1)
+    log_b = (0.25 * own + 0.75 * policy.softmax(-1)).log()  # no token is more than four times as likely for the student
     ids = log_b.exp().multinomial(200_000, replacement=True, generator=generator)
-    assert ((state[0] @ head.T).log_softmax(-1) - log_b).exp().max() < MOST_IMPORTANT  # the limit cuts nothing
+    assert (own / log_b.exp()).max() < MOST_IMPORTANT  # the limit cuts nothing
 
     def gradient(estimator, ids, engine=None):
         leaf = state.clone().requires_grad_()
@@ -111,7 +112,7 @@ def test_weighted_draws_of_another_policy_give_the_gradient_of_the_students_own(
 
     exact = gradient("full", ids[:1])
     assert (gradient("sampled", ids, log_b[ids]) - exact).norm() < 0.03 * exact.norm()
-    assert (gradient("sampled", ids) - exact).norm() > 0.3 * exact.norm()  # the control: as if the student had drawn them
+    assert (gradient("sampled", ids) - exact).norm() > 0.1 * exact.norm()  # the control: as if the student had drawn them
 
 
 def test_a_weight_is_the_ratio_and_five_at_most():
