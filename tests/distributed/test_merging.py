@@ -20,6 +20,7 @@ CONTROL = 0.1  # what every control differs by, and more
 LAUNCH = ["launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 FREE = ("tokens_per_second", "memory_bytes")  # of the metrics, what may differ
 
+SHORT = {"steps": 3, "batch_size": 8, "max_new_tokens": 16, "eval": False, "quantize": "none", "device": "cpu"}
 CASES = {
     "plain": {},
     "nf4": {"quantize": "nf4"},
@@ -35,9 +36,7 @@ def options_of(adapters):
     """options_of(name): a short merge's, as JSON holds them."""
 
     def options(name, **changes):
-        own = (
-            {"steps": 3, "batch_size": 8, "max_new_tokens": 16, "eval": False, "quantize": "none", "device": "cpu"} | CASES[name] | changes
-        )
+        own = SHORT | CASES[name] | changes
         return own | {"experts": {domain: str(adapters / f"{domain}.lora") for domain in own.get("experts", ["code", "math"])}}
 
     return options
@@ -91,7 +90,9 @@ def two(options_of, adapters, tmp_path_factory):
     """The folder of the merges in two processes, and what the launch printed."""
     folder = tmp_path_factory.mktemp("two")
     cases = [[str(folder / f"{name}.lora"), options_of(name), None] for name in ON_TWO]
-    cases += [[str(folder / f"shared-{name}.lora"), options_of(name, shard_base=True), None] for name in ON_TWO]
+    for name, thrifty in zip(ON_TWO, (False, True), strict=True):
+        options = options_of(name, shard_base=True, activation_checkpointing=thrifty)
+        cases.append([str(folder / f"shared-{name}.lora"), options, None])
     experts = [str(adapters / f"{domain}.lora") for domain in ("code", "math")]
     short = ["--steps", "1", "--batch-size", "2", "--max-new-tokens", "8", "--eval-prompts", "2", "--device", "cpu", "--json"]
     cases.append([str(folder / "command.lora"), ["--experts", *experts, *short], "command"])
