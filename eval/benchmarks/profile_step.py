@@ -109,7 +109,7 @@ def measure(case: str, micro_batch: int, chunk: int, repetitions: int, profiled:
                 whole = time.perf_counter() - started
             spent = dict.fromkeys(KINDS, 0.0)
             for event in profiler.key_averages(group_by_input_shape=True):
-                spent[kind_of(event.key, event.input_shapes, RANK, shape.vocabulary)] += event.self_cpu_time_total / 1e6
+                spent[kind_of(event.key, event.input_shapes or [], RANK, shape.vocabulary)] += event.self_cpu_time_total / 1e6
             spent["between operators"] = max(0.0, whole - sum(spent.values()))
             row["shares"][phase] = {kind: round(time_spent / whole, 4) for kind, time_spent in spent.items()}
     return row

@@ -286,7 +286,7 @@ def rotated(adapters, many, tmp_path_factory):
             def step(self, step, steps, metrics):
                 passes.append([])
 
-        def hidden(backbone, roles, ids, mask):
+        def hidden(backbone, roles, ids, mask=None):
             if roles != STUDENT:
                 passes[-1].append(tuple(roles))
             return whole(backbone, roles, ids, mask)
