@@ -13,7 +13,7 @@ merge: install  ## the main job on the embedded model and experts
 	$(BIN)/gopd-merge --experts adapters/math.lora adapters/code.lora --alpha 2 --overwrite
 
 test: install-dev  ## all tests, on the installed package
-	$(BIN)/python -Im pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -Im pytest --numprocesses 2 --dist loadfile
 
 test-vllm: .venv-vllm/installed  ## tests against a real vLLM, its CPU build, in an environment of its own
 	.venv-vllm/bin/python -Im pytest tests/vllm
