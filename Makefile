@@ -13,7 +13,7 @@ merge: install  ## the main job on the embedded model and experts
 	$(BIN)/gopd-merge --experts adapters/math.lora adapters/code.lora --alpha 2 --overwrite
 
 test: install-dev  ## all tests, on the installed package
-	$(BIN)/python -Im pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -Im pytest --numprocesses 2 --dist loadfile
 
 test-vllm: .venv-vllm/installed  ## tests against a real vLLM, its CPU build, in an environment of its own
 	.venv-vllm/bin/python -Im pytest tests/vllm
@@ -54,7 +54,9 @@ measure-method: install  ## the tables of docs/method.md (half a day; it can be 
 	$(BIN)/python eval/estimator_cost.py
 	$(BIN)/python eval/tables.py
 
-measure-speed: install-dev  ## the section "Side by side" of docs/speed.md, "Measured" of docs/scaling.md (an hour on two idle cores; it can be stopped and given again)
+measure-speed: install-dev  ## the tables of docs/speed.md and docs/scaling.md (an hour on two idle cores; side by side can be stopped and given again)
+	$(BIN)/python eval/benchmarks/profile_step.py
+	$(BIN)/python eval/benchmarks/startup.py
 	$(BIN)/python eval/benchmarks/side_by_side.py
 	$(BIN)/python eval/benchmarks/side_by_side.py --nf4 --model smollm2-135m --fill ragged --work tuning scoring
 	$(BIN)/python eval/benchmarks/processes.py --model embedded

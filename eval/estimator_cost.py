@@ -19,7 +19,7 @@ import torch
 
 from gopd_merge.artefacts import environment
 from gopd_merge.distill.footprint import LiveBytes
-from gopd_merge.distill.fused import backward_in_chunks, backward_through_hidden
+from gopd_merge.distill.fused import backward_in_chunks, backward_through_hidden, normalise_
 from gopd_merge.distill.objective import ESTIMATORS, HIDDEN, gradient_of
 
 OUTPUT = Path("eval/results/estimator_cost.json")
@@ -35,7 +35,7 @@ def run(name: str, hidden: torch.Tensor, mixed: torch.Tensor, weight: torch.Tens
         return h @ weight.T
 
     def log_q(rows: slice | torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        return head(mixed[rows]).log_softmax(-1)
+        return normalise_(head(mixed[rows]))
 
     if name == HIDDEN:
         backward_through_hidden(leaf * 1.0, mixed, ids, head, log_q, torch.arange(0, TOKENS, TOKENS // MEASURED), TOKENS, CHUNK)

@@ -21,6 +21,7 @@ from methods import folder_of as plain_folder
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gopd_merge.artefacts import environment
+from gopd_merge.casting import load_backbone
 from gopd_merge.comparison.measuring import result, scores
 from gopd_merge.comparison.training import train_on
 from gopd_merge.config import MergeConfig, make_config
@@ -29,7 +30,6 @@ from gopd_merge.distill.cast import plain_cast
 from gopd_merge.distill.objective import reverse_kl
 from gopd_merge.distill.rollout import generate, row_seeds
 from gopd_merge.distill.target import Scale, score
-from gopd_merge.distillation import load_backbone
 from gopd_merge.evaluate.statistics import paired, with_holm
 from gopd_merge.evaluate.validation import load_validation
 from gopd_merge.plan import MANIFEST, read_inputs

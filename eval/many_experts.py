@@ -27,10 +27,12 @@ from safetensors.torch import load_file, save_file
 
 from gopd_merge import MergeConfig
 from gopd_merge.artefacts import environment
-from gopd_merge.distillation import Clock, load_backbone, peak_memory, train_student
+from gopd_merge.casting import load_backbone
+from gopd_merge.distillation import train_student
 from gopd_merge.experts.intake import CONFIG, WEIGHTS
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent
+from gopd_merge.usage import Clock, peak_memory
 
 EMBEDDED = ("adapters/math.lora", "adapters/code.lora")
 PHASES = ("rollout", "score", "update")

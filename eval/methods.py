@@ -24,11 +24,11 @@ from typing import Any
 from filelock import FileLock
 
 from gopd_merge.artefacts import environment
+from gopd_merge.casting import load_backbone
 from gopd_merge.comparison.contenders import read_entry
 from gopd_merge.comparison.measuring import Measured, Setup, key_of, measure, result, scores
 from gopd_merge.comparison.training import train_on
 from gopd_merge.config import MergeConfig, make_config
-from gopd_merge.distillation import load_backbone
 from gopd_merge.evaluate.statistics import paired, with_holm
 from gopd_merge.plan import MANIFEST, own_questions, read_inputs
 from gopd_merge.report.progress import Silent

@@ -22,10 +22,10 @@ from methods import EXPERTS, answers_of, folder_of, questions_of, rows
 from scipy.stats import spearmanr
 
 from gopd_merge.artefacts import environment
+from gopd_merge.casting import load_backbone
 from gopd_merge.comparison.contenders import BASE
 from gopd_merge.comparison.measuring import Setup, measure
 from gopd_merge.config import MergeConfig, make_config
-from gopd_merge.distillation import load_backbone
 from gopd_merge.plan import read_inputs
 from gopd_merge.probe_config import ProbeConfig
 from gopd_merge.scaling.probe import probe

@@ -131,11 +131,12 @@ def memory_tables(document: Row) -> list[str]:
         "Peak resident memory above the weights, in MB, at each contender's fastest micro-batch.\n",
         "| model | lengths | contender | weights (MB) | in bases | scoring + update | whole step |\n|---|---|---|--:|--:|--:|--:|",
     ]
-    weights = {(row["model"], row["process"].partition(",")[0]): row for row in document["weights"]}
+    weights = {(row["model"], row["process"]): row for row in document["weights"]}
     whole = {(r["model"], r["fill"], r["contender"]): r["peak_bytes"] for r in document["rows"] if r["work"] == "whole"}
     for row in document["rows"]:
         if row["work"] == "scoring":
-            held = weights[row["model"], row["contender"].partition(",")[0]]
+            process = row["contender"].partition(",")[0] + (", NF4" if row["model"].endswith("NF4") else "")
+            held = weights[row["model"], process]
             other = whole.get((row["model"], row["fill"], row["contender"]))
             lines.append(
                 f"| {row['model']} | {row['fill']} | {row['contender']} | {held['weight_bytes'] / 1e6:,.0f} | {held['bases']:.2f} | "
@@ -147,7 +148,7 @@ def memory_tables(document: Row) -> list[str]:
         "| model | contender | setting | scoring + update (s) | peak above the weights (MB) |\n|---|---|---|--:|--:|",
     ]
     for row in document["tuning"]:
-        lines.append(_setting(row, row["label"], f"micro-batch {row['micro_batch']}", row["seconds"]))
+        lines.append(_setting(row, row["label"], f"micro-batch {row['micro_batch']}", row["seconds"][BOTH]))
     for row in document["thrift"]:
         lines.append(_setting(row, row["label"], "micro-batch 1, checkpointed", row["seconds"][BOTH]))
     for row in document["growth"]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from method_tables import TABLES
 from speed_tables import PICTURE, side_by_side_tables, write_picture
+from step_tables import profile_table, startup_table
 
 from gopd_merge.report.document import read_document
 from gopd_merge.report.tables import score_table
@@ -325,6 +326,9 @@ if __name__ == "__main__":
     if (RESULTS / "soak.json").is_file():
         page = Path("docs/runs.md")
         page.write_text(replace_between(page.read_text(), "soak", "\n".join(soak_table())))
+    for name, file, section in (("profile", "profile_step", profile_table), ("startup", "startup", startup_table)):
+        if (RESULTS / f"{file}.json").is_file():
+            Path("docs/speed.md").write_text(replace_between(Path("docs/speed.md").read_text(), name, "\n".join(section()).strip()))
     if (RESULTS / "side_by_side.json").is_file():
         speed = replace_between(Path("docs/speed.md").read_text(), "side by side", "\n".join(side_by_side_tables(PICTURE.name)).strip())
         Path("docs/speed.md").write_text(speed)

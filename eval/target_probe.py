@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 
 from gopd_merge import MergeConfig
 from gopd_merge.artefacts import environment
+from gopd_merge.casting import load_backbone
 from gopd_merge.comparison.measuring import Setup
-from gopd_merge.distillation import load_backbone
 from gopd_merge.plan import read_inputs
 from gopd_merge.probe_config import ALPHAS
 from gopd_merge.report.progress import Progress

@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
+from gopd_merge.config import MergeConfig
 from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distill.rollout import encode
 from gopd_merge.errors import VerificationError
 from gopd_merge.experts.intake import WEIGHTS
+from gopd_merge.plan import Inputs
 
 VERSIONED = ("gopd-merge", "torch", "transformers", "peft", "bitsandbytes", "safetensors")
 READBACK = "readback"
@@ -72,3 +75,40 @@ def _commit() -> str | None:
         [git, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
     )
     return done.stdout.strip() or None
+
+
+def manifest(config: MergeConfig, inputs: Inputs, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What merge.json holds besides the result document: inputs, options, final metrics."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "inputs": _described_experts(inputs),
+        "base": {
+            "name": inputs.base.name,
+            "commit": inputs.base.commit,
+            "quantization": config.quantize,
+            "warnings": list(inputs.base.warnings),
+        },
+        "teacher_base": {"name": inputs.teacher_base.name, "commit": inputs.teacher_base.commit} if inputs.teacher_base else None,
+        "student": {"rank": inputs.lora_rank, "targets": list(inputs.targets)},
+        "final_metrics": metrics,
+    }
+
+
+def _described_experts(inputs: Inputs) -> dict[str, dict[str, Any]]:
+    """By domain. Of one behind a server no more is known than where that is."""
+    here: dict[str, dict[str, Any]] = {
+        e.domain: {
+            "name": e.name,
+            "commit": e.commit,
+            "sha256": e.sha256,
+            "rank": e.rank,
+            "targets": list(e.targets),
+            "warnings": list(e.warnings),
+        }
+        for e in inputs.experts
+    }
+    there: dict[str, dict[str, Any]] = {
+        domain: {"name": location, "commit": None, "sha256": None, "rank": None, "targets": [], "warnings": []}
+        for domain, location in inputs.remote.items()
+    }
+    return {s.domain: {**here, **there}[s.domain] | {"prompts": len(s.prompts)} for s in inputs.prompts}

@@ -3,13 +3,14 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from gopd_merge.casting import assembled
+from gopd_merge.casting import assembled, load_backbone
 from gopd_merge.config import AUTO_ALPHAS, MergeConfig
 from gopd_merge.consistency import AUTO
-from gopd_merge.distillation import Clock, distill, give_back_freed_memory, load_backbone
+from gopd_merge.distillation import distill
 from gopd_merge.forecast import Forecast
 from gopd_merge.plan import Inputs
 from gopd_merge.report.progress import Silent
+from gopd_merge.usage import Clock, give_back_freed_memory
 
 STEPS = 2
 

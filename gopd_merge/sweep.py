@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gopd_merge import artefacts
+from gopd_merge.casting import load_backbone
 from gopd_merge.comparison.contenders import trained
 from gopd_merge.comparison.measuring import TUNING, Measured, Setup, check_context, key_of, measure, result, scores
 from gopd_merge.comparison.training import renew_student, train_on
@@ -16,7 +17,7 @@ from gopd_merge.config import MergeConfig
 from gopd_merge.disk import alone, write_json
 from gopd_merge.distill.backbone import Backbone
 from gopd_merge.distill.update import default_learning_rate
-from gopd_merge.distillation import Listener, load_backbone
+from gopd_merge.distillation import Listener
 from gopd_merge.errors import InputError
 from gopd_merge.evaluate.sandbox import check_sandbox
 from gopd_merge.evaluate.statistics import paired

@@ -117,6 +117,17 @@ class RemoteServer:
         for name in list(self.loaded):
             self.unload(name)
 
+    def come_back(self):
+        """Start again as soon as it has stopped."""
+
+        def wait():
+            while self.is_up:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            self.start()
+
+        threading.Thread(target=wait, daemon=True).start()
+
     def load(self, request):
         """What _error takes, where the adapter is not taken."""
         name, path = request["lora_name"], Path(request["lora_path"])

@@ -259,7 +259,7 @@ def test_a_failed_run_keeps_the_output_that_was_there(adapters, tmp_path, monkey
 
 def test_the_peak_is_that_of_the_run_and_not_of_the_process_that_started_it(tmp_path):
     """A process that holds 2 GB starts one that holds almost nothing."""
-    ask = "import torch; from gopd_merge.distillation import peak_memory as p; print(p(torch.device('cpu')))"
+    ask = "import torch; from gopd_merge.usage import peak_memory as p; print(p(torch.device('cpu')))"
     usage = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
     hold = "import subprocess, sys; held = bytearray(b'x') * 2_000_000_000; "
     start = f"{hold}[subprocess.run([sys.executable, '-c', code], check=True) for code in {[ask, usage]}]"

@@ -4,16 +4,17 @@ import json
 
 import pytest
 
-from gopd_merge.casting import assembled
+from gopd_merge.casting import assembled, load_backbone
 from gopd_merge.config import make_config
 from gopd_merge.distill.answering import ANSWERED_BY, respond
 from gopd_merge.distill.watch import Watch
 from gopd_merge.distill.windows import window_of
-from gopd_merge.distillation import METRICS, Clock, load_backbone, train_student
+from gopd_merge.distillation import METRICS, train_student
 from gopd_merge.errors import InputError
 from gopd_merge.forecast import Forecast
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent
+from gopd_merge.usage import Clock
 
 N = 6
 

@@ -203,8 +203,10 @@ def test_every_rung_of_the_advice_needs_less_than_the_one_before(forecast_of):
 def test_only_what_changes_results_is_advised_last(forecast_of):
     ladders = list(smaller_runs(forecast_of(quantize="none", batch_size=8, max_new_tokens=64).config))
     assert all(set(rung) <= {"micro_batch_size", "chunk_tokens"} for rung in ladders[0])
-    assert all(rung["quantize"] == "nf4" for ladder in ladders[1:] for rung in ladder)
-    assert [ladder[0].get("batch_size") for ladder in ladders] == [None, None, 4, 2, 2]
+    assert all(set(rung) <= {"micro_batch_size", "chunk_tokens", "activation_checkpointing"} for rung in ladders[1])
+    assert all(rung["activation_checkpointing"] for ladder in ladders[1:] for rung in ladder)  # it stays on: it changes nothing
+    assert all(rung["quantize"] == "nf4" for ladder in ladders[2:] for rung in ladder)
+    assert [ladder[0].get("batch_size") for ladder in ladders] == [None, None, None, 4, 2, 2]
     assert ladders[-1][0]["max_new_tokens"] == 32
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from gopd_merge import server as server_module
-from gopd_merge.casting import assembled
+from gopd_merge.casting import assembled, load_backbone
 from gopd_merge.cli import main
 from gopd_merge.comparison.training import train_on
 from gopd_merge.config import make_config
@@ -21,7 +21,6 @@ from gopd_merge.distill.objective import reverse_kl, sampled
 from gopd_merge.distill.rollout import generate
 from gopd_merge.distill.target import Scale, score
 from gopd_merge.distill.update import accumulate_gradient
-from gopd_merge.distillation import load_backbone
 from gopd_merge.errors import InputError
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent

@@ -12,15 +12,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from gopd_merge import casting
-from gopd_merge.casting import assembled
+from gopd_merge.casting import assembled, load_backbone
 from gopd_merge.cli import main
 from gopd_merge.config import make_config
 from gopd_merge.distill.backbone import STUDENT, expert
-from gopd_merge.distill.rollout import generate
+from gopd_merge.distill.rollout import generate, row_seeds
 from gopd_merge.distill.target import Scale, score
-from gopd_merge.distillation import load_backbone
 from gopd_merge.errors import InputError
-from gopd_merge.evaluate.tasks import batch_seed
 from gopd_merge.forecast import Forecast
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.plan import plan_text
@@ -98,25 +96,34 @@ def test_the_merge_runs_from_the_command_to_a_table(merged, field, config_of):
     assert manifest["teacher_base"]["name"] == "big-base"
     student = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(field / "small-base"), field / "weak.lora")
     assert student.peft_config["default"].base_model_name_or_path == "small-base"
-    # Its own base answers for the expert: word for word as Transformers has it say on that base, from the same seed.
+    # Its own base answers for the expert: word for word as Transformers has it say on that base, from the same seeds.
     path = field / "weak.lora" / "evaluation" / "answers" / "own.math.4.expert-math.jsonl"
     answers = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     asked = [json.loads(line)["prompt"] for line in (field / "math.lora" / "prompts" / "test.jsonl").read_text().splitlines()]
     prompts = [asked[int(answer["id"].rpartition("/")[2])] for answer in answers]
     (benchmark,) = [one for one in read_inputs(config_of(eval=True, eval_prompts=4)).test if one.domain == "math"]
-    said = {domain: plain_answers(field / "big-base", field / f"{domain}.lora", prompts, batch_seed(0, benchmark, 0)) for domain in DOMAINS}
+    seeds = row_seeds(0, benchmark.suite.name, "math", benchmark.split, count=len(prompts))
+    said = {domain: plain_answers(field / "big-base", field / f"{domain}.lora", prompts, seeds) for domain in DOMAINS}
     assert [answer["text"] for answer in answers] == said["math"] != said["code"]
 
 
-def plain_answers(base, adapter, prompts, seed):
+def plain_answers(base, adapter, prompts, seeds):
+    """Token by token without a cache: the largest of logit less log of an exponential variable is a draw from their softmax."""
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     texts = [tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, tokenize=False) for p in prompts]
     batch = tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
-    torch.manual_seed(seed)
-    options = {"do_sample": True, "top_k": 0, "max_new_tokens": 12, "pad_token_id": tokenizer.pad_token_id}
-    out = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options)
-    return tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    for _ in range(12):
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, -1]
+        noise = torch.stack([torch.empty(logits.shape[1]).exponential_(generator=generator) for generator in generators])
+        ids = torch.cat([ids, (logits - noise.log()).argmax(-1, keepdim=True)], dim=1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    responses = ids[:, batch["input_ids"].shape[1] :].tolist()
+    whole = [ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids for ids in responses]
+    return tokenizer.batch_decode(whole, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("rivals", ["average", "all"])

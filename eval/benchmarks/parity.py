@@ -21,10 +21,13 @@ def gap(found: Found, other: Found) -> dict[str, float]:
 
 
 def check_parity(found: Mapping[str, Found]) -> dict[str, dict[str, float]]:
-    """The gaps between ours and every rival of the same λ, by rival. Raises SystemExit where one is above TOLERANCE."""
+    """The gaps between ours (else the first of all) and every rival of the same λ, by rival.
+
+    Raises SystemExit where one is above TOLERANCE.
+    """
     gaps = {}
     for label, rival in found.items():
-        mine = "ours, λ = 1" if AT_ONE in label else "ours"
+        mine = "ours, λ = 1" if AT_ONE in label else "ours" if "ours" in found else next(iter(found))
         if label == mine or mine not in found:
             continue
         gaps[label] = gap(found[mine], rival)

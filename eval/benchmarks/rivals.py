@@ -30,7 +30,7 @@ from gopd_merge.distill.rollout import Rollout, generate, row_seeds
 from gopd_merge.distill.target import Scale, score
 from gopd_merge.distill.update import accumulate_gradient, optimizer_step
 from gopd_merge.experts.base import Base, load_base
-from gopd_merge.experts.intake import read_experts
+from gopd_merge.experts.intake import try_experts
 
 RATE, MAX_NORM = 1e-12, 1.0
 CHUNK = 128  # tokens that ours projects at once
@@ -66,7 +66,8 @@ class Ours:
     def __init__(self, folder: Path, quantize: str = "none", experts: int = 1) -> None:
         base = Base(str(folder / "base"), str(folder / "base"))
         self.domains = tuple(f"domain{number}" for number in range(experts))
-        self.backbone = Backbone(*load_base(base, quantize, "cpu"), read_experts(dict.fromkeys(self.domains, str(folder / "expert.lora"))))
+        read, _ = try_experts(dict.fromkeys(self.domains, str(folder / "expert.lora")))  # a merge would refuse the same one twice
+        self.backbone = Backbone(*load_base(base, quantize, "cpu"), read)
         self.backbone.load_adapter(folder / "student.lora", STUDENT)
         self.cast = plain_cast(self.backbone, self.domains)
 
@@ -115,7 +116,7 @@ class Ours:
         return {"rollout": answered - started, "scoring and update": time.perf_counter() - answered}
 
     def _accumulate(self, rollout: Rollout, alpha: float, micro_batch: int, chunk: int = CHUNK, checkpointing: bool = False) -> Tensor:
-        self.backbone.recomputes_activations = checkpointing
+        self.backbone.recompute_activations(checkpointing)
         target = score(self.cast, rollout, Scale(dict.fromkeys(self.domains, alpha)), micro_batch, chunk)
         return accumulate_gradient(self.cast, rollout, target, "full", micro_batch, chunk).kl
 

@@ -1,7 +1,7 @@
 """gopd_merge beside trl's DistillationTrainer and others, on equal work: seconds and memory of a step.
 
     python eval/benchmarks/side_by_side.py
-    python eval/benchmarks/side_by_side.py --model smollm2-135m --fill ragged --work scoring --repetitions 5 --minutes 8
+    python eval/benchmarks/side_by_side.py --model smollm2-135m --fill ragged --work tuning scoring --repetitions 5 --minutes 8
 
 Who is who stands in rivals.py. Each contender has a process of its own with all its models loaded; they take turns, one step each, in
 an order that turns round every time, and sleep meanwhile. First all of them must find the same loss and gradient, or nothing is timed.
@@ -18,9 +18,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import torch
 from models import SHAPES, make_model
 from parity import check_parity
 from recorded import FILLS
-from summary import summary
+from summary import BOTH, summary
 
 from gopd_merge.artefacts import environment
 
@@ -37,6 +38,7 @@ MODELS = ("smollm2-135m", "qwen2.5-0.5b")
 WORKS = ("tuning", "scoring", "whole", "growth", "thrift", "experts")
 MICRO_BATCHES = (1, 2, 4)
 ALPHA = 1.5
+MATRIX = 4096  # rows of the square matrices that the machine's peak is measured with
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ class Match:
 
     def recorded(self, fill: str) -> str:
         """Where the responses are that the student once gave; made the first time."""
-        path = WORK / f"{self.shape}-{fill}.pt"
+        sizes = SHAPES[self.shape]
+        path = WORK / f"{self.shape}-{fill}-{sizes.prompts}-{sizes.prompt_tokens}-{sizes.response_tokens}.pt"
         if not path.is_file():
             next(w for name, w in self.workers.items() if name.startswith("ours")).ask("record", fill=fill, to=str(path))
         return str(path)
@@ -149,126 +152,120 @@ class Match:
             found[label] = (answer["loss"], torch.load(to))
             to.unlink()
         gaps = check_parity(found)
-        if not self.rows.find(model=self.model, work="parity", fill=fill):
-            self.rows.add(model=self.model, work="parity", fill=fill, gaps=gaps, losses={label: loss for label, (loss, _) in found.items()})
+        key = {"model": self.model, "work": "parity", "fill": fill, "entries": list(self.entries)}
+        if not self.rows.find(**key):
+            self.rows.add(**key, gaps=gaps, losses={label: loss for label, (loss, _) in found.items()})
 
     def micro_batch(self, label: str) -> int:
         """The fastest of those that were tried."""
         tried = self.rows.find(model=self.model, work="tuning", label=TUNED.get(label, label))
         if not tried:
             raise SystemExit(f"{label}: no micro-batch was chosen yet; run --work tuning first")
-        return int(min(tried, key=lambda row: row["seconds"])["micro_batch"])
+        return int(min(tried, key=lambda row: row["seconds"][BOTH])["micro_batch"])
 
-    def ask(
-        self, label: str, do: str, micro_batch: int | None = None, more: dict[str, Any] | None = None, **command: Any
-    ) -> dict[str, Any]:
-        entry = self.entries[label]
-        options = entry.options | {"micro_batch": micro_batch or self.micro_batch(label)} | (more or {})
+    def ask(self, label: str, do: str, more: dict[str, Any] | None = None, **command: Any) -> dict[str, Any]:
+        entry, options = self.entries[label], dict(more or {})
+        if "micro_batch" not in options:
+            options["micro_batch"] = self.micro_batch(label)
+        options = entry.options | options
         if do == "step":
             command["recorded"] = self.recorded(command["fill"])
         return self.workers[entry.process].ask(do, options=options, **command)
 
-    def tune(self, fill: str, deadline: float) -> bool:
-        for label in [label for label in self.entries if label not in TUNED]:
-            for micro_batch in MICRO_BATCHES:
-                key = {"model": self.model, "work": "tuning", "label": label, "micro_batch": micro_batch}
-                if micro_batch <= SHAPES[self.shape].prompts and not self.rows.find(**key):
-                    if time.monotonic() > deadline:
-                        return False
-                    found = self.ask(label, "step", micro_batch, fill=fill)
-                    self.rows.add(**key, fill=fill, seconds=found["seconds"]["scoring and update"], peak_bytes=found["peak_bytes"])
-        return True
+    def step(self, one: "Single") -> None:
+        self.rows.add(**one.key(self.model), **self.ask(one.label, "step", one.options, fill=one.fill, times=one.times))
 
     def turn(self, work: str, fill: str, repetition: int) -> None:
         """All contenders, one step each."""
         key = {"model": self.model, "work": work, "fill": fill, "repetition": repetition}
-        if self.rows.find(**key):
-            return
         labels = [label for label in self.entries if work != "whole" or label in WHOLE]
         labels = labels if repetition % 2 == 0 else labels[::-1]
-        ours = next(worker for name, worker in self.workers.items() if name.startswith("ours"))
-        peak = ours.ask("peak")["flops"]
+        peak = matrix_peak()
         found = {label: self.ask(label, "step" if work == "scoring" else "whole", fill=fill) for label in labels}
         micro_batches = {label: self.micro_batch(label) for label in labels}
         self.rows.add(**key, matrix_flops=peak, micro_batches=micro_batches, entries=found)
 
-    def grow(self, labels: list[str], deadline: float) -> bool:
-        """One and four times the tokens, at the same micro-batch. Whether all is there."""
-        for label in labels:
-            for times in (1, 4):
-                key = {"model": self.model, "work": "growth", "label": label, "times": times}
-                if not self.rows.find(**key):
-                    if time.monotonic() > deadline:
-                        return False
-                    self.rows.add(**key, **self.ask(label, "step", fill="full", times=times))
-        return True
 
-    def save_memory(self, labels: list[str], deadline: float) -> bool:
-        """The least memory: a row of the batch at a time, and activations computed again. Whether all is there."""
-        for label in labels:
-            key = {"model": self.model, "work": "thrift", "label": label, "micro_batch": 1}
-            if not self.rows.find(**key):
-                if time.monotonic() > deadline:
-                    return False
-                self.rows.add(**key, **self.ask(label, "step", 1, {"checkpointing": True}, fill="full"))
-        return True
+@dataclass(frozen=True)
+class Single:
+    """One step of one contender that is no part of a turn."""
+
+    work: str
+    label: str
+    options: dict[str, Any]  # more than the entry's own
+    fill: str
+    times: int = 1  # the tokens
+
+    def key(self, model: str) -> dict[str, Any]:
+        return {"model": model, "work": self.work, "label": self.label, **self.options, "times": self.times}
+
+
+def singles(shape: str, labels: Sequence[str]) -> list[Single]:
+    """Micro-batches that are tried; one and four times the tokens; a row at a time, with activations computed again."""
+    tried = [size for size in MICRO_BATCHES if size <= SHAPES[shape].prompts]
+    at_one = [label for label in ("ours, λ = 1", "A, λ = 1") if label in labels]
+    return [
+        *(Single("tuning", label, {"micro_batch": size}, "ragged") for label in labels if label not in TUNED for size in tried),
+        *(Single("growth", label, {}, "full", times) for label in at_one for times in (1, 4)),
+        *(Single("thrift", label, {"micro_batch": 1, "checkpointing": True}, "full") for label in at_one),
+    ]
 
 
 def measure(options: argparse.Namespace, rows: Rows, deadline: float) -> bool:
     """Everything that is asked for and not yet there, until the deadline. Whether all is there."""
     for shape in options.model:
         make_model(SHAPES[shape], WORK / shape)
-        if "experts" in options.work and shape == MODELS[0]:
-            turns = [("experts", "ragged", repetition) for repetition in range(options.repetitions)]
-            if not take_turns(shape, shape, EXPERTS, turns, rows, deadline):
-                return False
-        entries = {label: e for label, e in (NF4 if options.nf4 else ENTRIES).items() if label in (options.contenders or ENTRIES)}
-        if not measure_contenders(f"{shape}, NF4" if options.nf4 else shape, shape, entries, options, rows, deadline):
+        model, entries = (f"{shape}, NF4", NF4) if options.nf4 else (shape, ENTRIES)
+        turns = [(w, f, r) for r in range(options.repetitions) for w in options.work if w in ("scoring", "whole") for f in options.fill]
+        if not compare(model, shape, entries, turns, options, rows, deadline):
             return False
-    return True
-
-
-def take_turns(model: str, shape: str, entries: dict[str, Entry], turns: list[tuple[str, str, int]], rows: Rows, deadline: float) -> bool:
-    """Turns of contenders that need no comparison, after one to warm up."""
-    turns = [turn for turn in turns if not rows.find(model=model, work=turn[0], fill=turn[1], repetition=turn[2])]
-    if not turns:
-        return True
-    with started({entry.process for entry in entries.values()}, WORK / shape, shape) as workers:
-        match = Match(model, shape, entries, workers, rows)
-        for label in entries:
-            match.ask(label, "step", fill="ragged")
-        for turn in turns:
-            if time.monotonic() > deadline:
+        if "experts" in options.work and model == MODELS[0]:
+            turns = [("experts", "ragged", repetition) for repetition in range(options.repetitions)]
+            if not compare(model, shape, EXPERTS, turns, options, rows, deadline):
                 return False
-            match.turn(*turn)
     return True
 
 
-def measure_contenders(model: str, shape: str, entries: dict[str, Entry], options: argparse.Namespace, rows: Rows, deadline: float) -> bool:
-    """All works of contenders that are compared. Whether all is there."""
-    turns = [(w, f, r) for r in range(options.repetitions) for w in options.work if w in ("scoring", "whole") for f in options.fill]
+def compare(
+    model: str,
+    shape: str,
+    entries: dict[str, Entry],
+    turns: list[tuple[str, str, int]],
+    options: argparse.Namespace,
+    rows: Rows,
+    deadline: float,
+) -> bool:
+    """Turns and single steps of contenders that do the same work. Whether all is there."""
     turns = [turn for turn in turns if not rows.find(model=model, work=turn[0], fill=turn[1], repetition=turn[2])]
-    others = {work for work in options.work if work in ("tuning", "growth", "thrift")}
-    if not turns and not others:
+    single = [one for one in singles(shape, list(entries)) if one.work in options.work and not rows.find(**one.key(model))]
+    if not turns and not single:
         return True
-    at_one = [label for label in ("ours, λ = 1", "A, λ = 1") if label in entries]
     with started({entry.process for entry in entries.values()}, WORK / shape, shape) as workers:
         match = Match(model, shape, entries, workers, rows)
         for process, worker in workers.items():
             if not rows.find(model=model, work="load", process=process):
                 rows.add(model=model, work="load", process=process, **worker.loaded)
         for number, fill in enumerate(options.fill):
-            if number == 0 or not rows.find(model=model, work="parity", fill=fill):
+            if number == 0 or not rows.find(model=model, work="parity", fill=fill, entries=list(entries)):
                 match.check(fill)  # warms up, too
-        if "tuning" in others and not match.tune("ragged", deadline):
-            return False
-        for turn in turns:
+        tuning = [partial(match.step, one) for one in single if one.work == "tuning"]  # first: the others need what it finds
+        rest = [partial(match.step, one) for one in single if one.work != "tuning"]
+        for take in [*tuning, *(partial(match.turn, *turn) for turn in turns), *rest]:
             if time.monotonic() > deadline:
                 return False
-            match.turn(*turn)
-        if "growth" in others and not match.grow(at_one, deadline):
-            return False
-        return "thrift" not in others or match.save_memory(at_one, deadline)
+            take()
+    return True
+
+
+def matrix_peak() -> float:
+    """Operations a second of a large float32 matrix product here, the best of three."""
+    a, b = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - started)
+    return 2 * MATRIX**3 / min(seconds)
 
 
 def measured_commit() -> str:
@@ -297,9 +294,8 @@ if __name__ == "__main__":
     parser.add_argument("--model", nargs="+", choices=list(SHAPES), default=list(MODELS))
     parser.add_argument("--nf4", action="store_true", help="the base in 4 bits: ours and A′")
     parser.add_argument("--fill", nargs="+", choices=FILLS, default=list(FILLS))
-    parser.add_argument("--contenders", nargs="+", choices=list(ENTRIES), help="default: all")
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no further step after so many")
     parser.add_argument("--output", type=Path, default=Path("eval/results/side_by_side.json"))
     main(parser.parse_args())

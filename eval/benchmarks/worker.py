@@ -1,8 +1,8 @@
 """One contender in a process of its own: it takes a command a line, and answers each with a line of JSON.
 
-    python eval/benchmarks/worker.py CONTENDER FOLDER
+    python eval/benchmarks/worker.py CONTENDER FOLDER SHAPE
 
-A command is {"do": "step" | "whole" | "gradient" | "record" | "peak", ...}; `side_by_side.py` gives them. Between two commands the
+A command is {"do": "step" | "whole" | "gradient" | "record", ...}; `side_by_side.py` gives them. Between two commands the
 process sleeps; where there is none any more it ends. Memory is resident memory, which includes what the allocator does not give back.
 """
 
@@ -24,8 +24,6 @@ import torch
 from models import SHAPES
 from recorded import Recorded, make_questions
 from rivals import CONTENDERS
-
-MATRIX = 4096  # rows of the square matrices that the machine's peak is measured with
 
 
 @dataclass(frozen=True)
@@ -69,17 +67,6 @@ def weight_bytes(contender: Any) -> int:
     return sum(storages.values())
 
 
-def matrix_peak() -> float:
-    """Operations a second of a large float32 matrix product, the best of three."""
-    a, b = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX)
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        torch.mm(a, b)
-        seconds.append(time.perf_counter() - started)
-    return 2 * MATRIX**3 / min(seconds)
-
-
 def main(name: str, folder: Path, shape: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
@@ -115,8 +102,6 @@ def main(name: str, folder: Path, shape: str) -> None:
             case "record":
                 contender.record(make_questions(SHAPES[shape], command["fill"])).save(Path(command["to"]))
                 say({})
-            case "peak":
-                say({"flops": matrix_peak()})
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from gopd_merge import MergeConfig, merge
+from gopd_merge.casting import load_backbone
 from gopd_merge.distill.backbone import REFERENCE, Backbone
 from gopd_merge.distill.cast import plain_cast
 from gopd_merge.distill.objective import reverse_kl
 from gopd_merge.distill.rollout import generate, row_seeds
 from gopd_merge.distill.target import Scale, score
-from gopd_merge.distillation import load_backbone
 from gopd_merge.experts.base import Base, load_base
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gopd_merge import artefacts
+from gopd_merge.casting import load_roles
 from gopd_merge.comparison.concluding import Evaluation, conclude
 from gopd_merge.comparison.contenders import BASE, Contender, Entry, Field, of_experts, read_entry, read_field
 from gopd_merge.comparison.judging import JUDGED, judge_all
@@ -15,7 +16,7 @@ from gopd_merge.comparison.tuning import Tuned, tune
 from gopd_merge.config import METHOD_OPTIONS, MergeConfig
 from gopd_merge.disk import alone, write_json
 from gopd_merge.distill.backbone import Backbone
-from gopd_merge.distillation import Clock, Listener, load_roles
+from gopd_merge.distillation import Listener
 from gopd_merge.errors import InputError
 from gopd_merge.eval_config import OPD, CompareConfig, EvalConfig
 from gopd_merge.evaluate.judge import Judge
@@ -27,6 +28,7 @@ from gopd_merge.report.document import EVALUATION, RESULTS
 from gopd_merge.report.progress import Silent
 from gopd_merge.report.scale import scale_in
 from gopd_merge.settings import identity
+from gopd_merge.usage import Clock
 
 
 def compare(config: EvalConfig, command: str, listener: Listener | None = None) -> Evaluation:

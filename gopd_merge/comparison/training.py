@@ -1,12 +1,14 @@
 """A further training on the base that is loaded, without loading anything again."""
 
 from gopd_merge import artefacts
+from gopd_merge.artefacts import manifest
 from gopd_merge.config import MergeConfig
 from gopd_merge.disk import write_json
 from gopd_merge.distill.backbone import STUDENT, Backbone
-from gopd_merge.distillation import Clock, Listener, manifest, train_student
+from gopd_merge.distillation import Listener, train_student
 from gopd_merge.plan import MANIFEST, Inputs
 from gopd_merge.run_folder import is_same, run_folder
+from gopd_merge.usage import Clock
 
 
 def renew_student(backbone: Backbone, inputs: Inputs, seed: int) -> None:

@@ -127,14 +127,14 @@ class OtherEngine:
                 raise EngineError(f"{self._sampler.name}: {problem}, which cannot be used; see its log")
         return rollout_of_sampled(ids, mask, sampled, domains, int(self._backbone.tokenizer.pad_token_id))
 
-    def check(self, prompts: Sequence[str], note: Callable[[str], None]) -> None:
-        """Whether it samples from the base that is loaded here, tried on a few prompts. `note` is told how near the two are.
+    def check(self, prompts: Sequence[str], max_new_tokens: int, note: Callable[[str], None]) -> None:
+        """Whether it samples from the base that is loaded here, tried on a few of the prompts. `note` is told how near the two are.
 
         Raises InputError where they are too far apart for one base, or where nothing can be sampled.
         """
         asked = list(prompts[:PROBED_PROMPTS])
         try:
-            rollout = self.sample(asked, [""] * len(asked), PROBED_TOKENS, range(len(asked)))
+            rollout = self.sample(asked, [""] * len(asked), min(PROBED_TOKENS, max_new_tokens), range(len(asked)))
         except EngineError as error:
             raise InputError(*error.lines) from None
         gap = log_prob_gap(self._backbone, rollout, self._vocabulary)

@@ -109,7 +109,7 @@ def backward_through_hidden(
     torch.autograd.backward(loss.sum() / num_tokens)
     assert leaf.grad is not None
     torch.autograd.backward(hidden, leaf.grad)
-    unknown = torch.full((4, len(hidden)), float("nan"), device=hidden.device)
+    unknown = torch.full((4, len(hidden)), float("nan"), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
     with torch.no_grad():
         logits = head(leaf[measured])
         found, _ = _in_blocks(logits, target_log_probs(measured, logits), ids[measured])

@@ -9,7 +9,6 @@ Training adds the student's update to the base's output where that is, forward a
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -24,15 +23,15 @@ from torch.utils.checkpoint import checkpoint
 def adapters_by_row(model: nn.Module, roles: Sequence[str]) -> Iterator[None]:
     """While it lasts row b of a batch is computed with the adapter `roles[b]`, or by the base where there is none of that name.
 
-    Without gradient. The numbers are PEFT's, to the bit. Rows of one role should follow each other.
+    Without gradient. The numbers are PEFT's, to the bit: an adapter runs all of its rows at once, as there. Rows of one role that follow
+    each other need no copies.
     """
-    slices, begin = [], 0
-    for role, rows in groupby(roles):
-        end = begin + len(list(rows))
-        slices.append((role, slice(begin, end)))
-        begin = end
+    rows_of: dict[str, list[int]] = {}
+    for row, role in enumerate(roles):
+        rows_of.setdefault(role, []).append(row)
+    places = [(role, _together(rows)) for role, rows in rows_of.items()]
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
-    with running(layers, lambda layer: partial(_by_row, layer, slices)):
+    with running(layers, lambda layer: partial(_by_row, layer, places)):
         yield
 
 
@@ -69,9 +68,14 @@ def running(layers: Iterable[Any], forward: Callable[[Any], Callable[..., Tensor
             del layer.forward  # the class's own comes back
 
 
-def _by_row(layer: Any, slices: Sequence[tuple[str, slice]], x: Tensor) -> Tensor:
+def _together(rows: list[int]) -> slice | list[int]:
+    """Rows as a slice, where they are one."""
+    return slice(rows[0], rows[-1] + 1) if rows[-1] + 1 - rows[0] == len(rows) else rows
+
+
+def _by_row(layer: Any, places: Sequence[tuple[str, slice | list[int]]], x: Tensor) -> Tensor:
     output: Tensor = layer.base_layer(x)
-    for role, at in slices:
+    for role, at in places:
         if role in layer.lora_A or role in layer.lora_embedding_A:
             output[at] += _update(layer, role, x[at]).to(output.dtype)
     return output
@@ -103,7 +107,7 @@ class _Adapted(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, base: nn.Module, scaling: float) -> Tensor:
         output: Tensor = base(x)  # (…, out)
         inner = F.linear(_rows(x).to(a.dtype), a).mul_(scaling)  # (n, r)
-        _add_product(_rows(output), inner, b.T)
+        _add_product(output.view(-1, output.shape[-1]), inner, b.T)  # a view, or an error: a copy would be lost
         ctx.base, ctx.scaling = base, scaling
         ctx.save_for_backward(x, inner, a, b)
         return output

@@ -14,7 +14,7 @@ from gopd_merge.distill.target import Target
 Domains = Mapping[str, Mapping[str, float | None]]  # metrics by domain
 Sums = Mapping[str, Mapping[str, tuple[float, int]]]  # by domain and metric: the sum of the values that are known, and how many are
 KL, GRADIENT = "kl_to_target", "hidden_grad_norm"
-IMPORTANCE, CLIPPED = "importance_mean", "importance_clipped"
+IMPORTANCE, CLIPPED, GAP = "importance_mean", "importance_clipped", "engine_gap"
 
 
 def domain_sums(rollout: Rollout, target: Target, statistics: TokenStatistics) -> dict[str, dict[str, tuple[float, int]]]:
@@ -43,6 +43,7 @@ def domain_sums(rollout: Rollout, target: Target, statistics: TokenStatistics) -
         if engine_log_probs is not None:
             weights = importance(statistics.log_prob[tokens], engine_log_probs[tokens])
             values |= {IMPORTANCE: weights, CLIPPED: (weights / MOST_IMPORTANT).floor()}  # 1 at the limit, else 0; unknown stays unknown
+            values[GAP] = (statistics.log_prob[tokens] - engine_log_probs[tokens]).abs()
         sums[domain] = {name: _sum(value) for name, value in values.items()}
     return sums
 
@@ -64,8 +65,8 @@ def domain_metrics(sums: Sums) -> dict[str, dict[str, float | None]]:
 
     `reward` is log π_T/π_r and `drift` log π_θ/π_kl of the sampled tokens, on the probed ones. `hidden_grad_norm` is the norm of the
     loss's gradient with respect to the domain's hidden states: which teacher pulls how hard. None where λ, the estimator or a remote
-    teacher made a number unnecessary or unknown. Where another engine drew the tokens, `importance_mean` is their mean weight, and
-    `importance_clipped` the share that its limit cut.
+    teacher made a number unnecessary or unknown. Where another engine drew the tokens, `importance_mean` is their mean weight,
+    `importance_clipped` the share that its limit cut, and `engine_gap` how far its log-probs are from the student's.
     """
     return {
         domain: {name: math.sqrt(found[name][0]) if name == GRADIENT else _mean(*found[name]) for name in found}
@@ -75,7 +76,7 @@ def domain_metrics(sums: Sums) -> dict[str, dict[str, float | None]]:
 
 def step_metrics(sums: Sums) -> dict[str, float | None]:
     """Means over all tokens of a step: the KL to the target, and the importance where another engine drew them."""
-    names = [KL, *(name for name in (IMPORTANCE, CLIPPED) if any(name in found for found in sums.values()))]
+    names = [KL, *(name for name in (IMPORTANCE, CLIPPED, GAP) if any(name in found for found in sums.values()))]
     known = {name: [found[name] for found in sums.values()] for name in names}
     return {name: _mean(sum(value for value, _ in parts), sum(count for _, count in parts)) for name, parts in known.items()}
 

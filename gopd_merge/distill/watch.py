@@ -24,6 +24,7 @@ AT_THE_LIMIT = 0.5  # of the responses
 ALL = 0.99  # of the responses
 FAR = 0.5  # of the first window's KL to target: a student that is still, or again, there does not follow
 CLIPPED = 0.1  # of the tokens
+APART, FURTHER = 0.02, 3.0  # nats a token, and times the first window's: an engine's log-probs that are so far off are another student's
 
 
 @dataclass(frozen=True)
@@ -199,8 +200,19 @@ def disliked(course: Course) -> str | None:
     )
 
 
+def stale(course: Course) -> str | None:
+    """What samples holds the base, but no longer the student of this moment: a server that forgot an adapter says nothing of it."""
+    first, now = course.first.engine_gap, course.now.engine_gap
+    if first is None or now is None or now < max(APART, FURTHER * first):
+        return None
+    return (
+        f"the log-probs of --rollout are {now:.2g} nats a token from the student's, {first:.2g} at the start: it may sample from another "
+        "adapter; see its log, and compare with --rollout hf"
+    )
+
+
 CHECKS: dict[str, Callable[[Course], str | None]] = {
-    check.__name__: check for check in (no_difference, entropy, limit, endless, length, rising_kl, not_followed, clipped, disliked)
+    check.__name__: check for check in (no_difference, entropy, limit, endless, length, rising_kl, not_followed, clipped, disliked, stale)
 }
 DIVERGENCE = {check.__name__ for check in (entropy, endless, rising_kl)}  # what --stop-on-divergence ends a run for
 

@@ -30,6 +30,7 @@ class Window:
     reward_error: float | None
     alpha: float | None
     clipped_share: float | None
+    engine_gap: float | None  # None where the student itself samples
 
 
 def window_of(rows: Sequence[DomainMetrics]) -> Window:
@@ -46,6 +47,7 @@ def window_of(rows: Sequence[DomainMetrics]) -> Window:
         reward_error=_error(rows, "reward"),
         alpha=_mean(rows, "alpha"),
         clipped_share=_mean(rows, "clipped_share"),
+        engine_gap=_mean(rows, "engine_gap"),
     )
 
 

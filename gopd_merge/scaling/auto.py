@@ -7,18 +7,20 @@ import torch
 from torch import Tensor
 
 from gopd_merge import artefacts
+from gopd_merge.artefacts import manifest
 from gopd_merge.casting import aims_of, rule_of
 from gopd_merge.comparison.measuring import Setup
 from gopd_merge.config import AUTO_ALPHAS, MergeConfig
 from gopd_merge.disk import write_json
 from gopd_merge.distill.backbone import Backbone
 from gopd_merge.distill.mixture import Mix
-from gopd_merge.distillation import Clock, Listener, manifest
+from gopd_merge.distillation import Listener
 from gopd_merge.plan import Inputs
 from gopd_merge.report.scale import SCALE
 from gopd_merge.scaling.document import scale_document
 from gopd_merge.scaling.probe import Target, probe_on
 from gopd_merge.settings import identity
+from gopd_merge.usage import Clock
 
 PROBE = "probe"  # the folder of its answers, in that of the merge
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gopd_merge import artefacts
+from gopd_merge.casting import load_roles
 from gopd_merge.comparison.contenders import Field
 from gopd_merge.comparison.measuring import (
     ANSWERS,
@@ -24,7 +25,7 @@ from gopd_merge.comparison.measuring import (
 from gopd_merge.disk import alone, write_json
 from gopd_merge.distill.backbone import Backbone
 from gopd_merge.distill.mixture import Mix, expert_and_base, generate_mixture
-from gopd_merge.distillation import Clock, Listener, load_roles
+from gopd_merge.distillation import Listener
 from gopd_merge.evaluate.answers import Answer
 from gopd_merge.evaluate.sandbox import check_sandbox
 from gopd_merge.evaluate.statistics import Scores, scores_of, summarise
@@ -40,6 +41,7 @@ from gopd_merge.report.scale import SCALE, scale_text
 from gopd_merge.scaling.choice import NOT_CHOSEN, choose
 from gopd_merge.scaling.document import scale_document
 from gopd_merge.settings import identity
+from gopd_merge.usage import Clock
 
 Target = Callable[[str, float], tuple[Sequence[str], Mix]]  # domain and α -> the target's roles, and how their logits are mixed
 

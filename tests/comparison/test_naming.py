@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
+from gopd_merge.casting import load_backbone
 from gopd_merge.comparison.contenders import trained
 from gopd_merge.comparison.run import as_opd
 from gopd_merge.comparison.training import train_on
 from gopd_merge.config import make_config
-from gopd_merge.distillation import load_backbone
 from gopd_merge.errors import InputError
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.combination import combine

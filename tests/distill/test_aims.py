@@ -12,13 +12,12 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
-from gopd_merge.casting import assembled
+from gopd_merge.casting import assembled, load_backbone
 from gopd_merge.config import make_config
 from gopd_merge.distill.answering import respond
 from gopd_merge.distill.backbone import STUDENT
 from gopd_merge.distill.rollout import generate
 from gopd_merge.distill.target import Scale
-from gopd_merge.distillation import load_backbone
 from gopd_merge.errors import InputError
 from gopd_merge.plan import read_inputs
 

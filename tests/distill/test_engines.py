@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import threading
 from pathlib import Path
 
 import pytest
@@ -178,7 +177,7 @@ def test_tokens_that_only_pad_the_head_are_never_drawn(engine_of, student, serve
 
 def test_the_check_says_how_near_the_servers_base_is(engine_of, student, server, questions):
     notes = []
-    engine_of(student).check(questions[0], notes.append)
+    engine_of(student).check(questions[0], LIMIT, notes.append)
     (note,) = notes
     assert note.startswith(f"{server.url}: its log-probs are ")
     assert note.endswith("nats a token from this run's; importance weights make up for that")
@@ -192,7 +191,7 @@ def test_a_server_with_another_base_is_refused(engine_of, student, server, quest
     norm.data *= 0.3
     try:
         with pytest.raises(InputError, match=r"its log-probs differ from this run's base by .* nats a token, too far for one model"):
-            engine_of(student).check(questions[0], print)
+            engine_of(student).check(questions[0], LIMIT, print)
     finally:
         norm.data.copy_(kept)
 
@@ -206,7 +205,7 @@ def test_an_answer_that_cannot_be_right_is_not_used(engine_of, student, server, 
     assert line.startswith(f"{server.url}: ")
     assert problem in line
     with pytest.raises(InputError):  # and a run with such a server is refused before it begins
-        engine_of(student).check(questions[0], print)
+        engine_of(student).check(questions[0], LIMIT, print)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +223,7 @@ def test_a_server_that_cannot_take_the_student_is_refused_at_once(engine_of, stu
     for name, value in fault.items():
         setattr(server, name, value)
     with pytest.raises(InputError) as error:
-        engine_of(student, patience=600.0).check(questions[0], print)
+        engine_of(student, patience=600.0).check(questions[0], LIMIT, print)
     (line,) = error.value.lines
     assert problem in line
     assert server.requests == []
@@ -261,10 +260,8 @@ def test_a_server_that_was_started_again_is_given_the_student_again(engine_of, s
     notes, saved = [], []
     engine = engine_of(student, note=notes.append, waiting=lambda: saved.append(len(notes)))
     server.die_after = len(server.requests) + 2
-    timer = threading.Timer(0.5, server.start)
-    timer.start()
+    server.come_back()
     found = engine.sample(*questions, LIMIT, range(4))
-    timer.join()
     assert torch.equal(found.ids, expected.ids)
     assert torch.equal(found.sampled_log_probs, expected.sampled_log_probs)
     assert saved == [0]

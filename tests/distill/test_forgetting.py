@@ -5,14 +5,16 @@ import json
 import pytest
 import torch
 
+from gopd_merge.casting import load_backbone
 from gopd_merge.config import make_config
 from gopd_merge.distill.cast import plain_cast
 from gopd_merge.distill.forgetting import Forgetting, Sizes, Turn, forgetting_text
 from gopd_merge.distill.rollout import generate, row_seeds
 from gopd_merge.distill.target import Scale
-from gopd_merge.distillation import METRICS, Clock, load_backbone, train_student
+from gopd_merge.distillation import METRICS, train_student
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent
+from gopd_merge.usage import Clock
 
 ALPHAS = {"math": 1.5, "code": 1.25}
 PROMPTS = ["Tom has 5 pens. Tom loses 2. How many pens are left?", "Ana has 12 books. Ana buys 2 boxes of 4. How many books has Ana?"]

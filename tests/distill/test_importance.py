@@ -8,10 +8,10 @@ import torch
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, expert
 from gopd_merge.distill.cast import plain_cast
 from gopd_merge.distill.fused import backward_in_chunks
+from gopd_merge.distill.metrics import domain_sums, step_metrics
 from gopd_merge.distill.objective import MOST_IMPORTANT, gradient_of, importance
 from gopd_merge.distill.rollout import generate, joined
 from gopd_merge.distill.target import Scale
-from gopd_merge.distill.update import importance_metrics
 
 ALPHAS = {"math": 1.5, "code": 1.5}
 DOMAINS = list(ALPHAS)
@@ -36,6 +36,12 @@ def told(float_backbone, rollout):
     return make
 
 
+def logged(rollout, target, statistics):
+    """What metrics.jsonl has of a step's importance."""
+    found = step_metrics(domain_sums(rollout, target, statistics))
+    return {name: value for name, value in found.items() if name.startswith("importance")}
+
+
 def noise(count):
     """Shifts of both signs, some of them beyond the limit."""
     return 1.5 * torch.randn(count, generator=torch.Generator().manual_seed(0))
@@ -46,7 +52,7 @@ def test_each_tokens_loss_is_weighted_as_by_plain_autograd(
     float_backbone, adapters, rollout, told, take_step, step_apart, apart, log_probs_apart, estimator
 ):
     drawn = told(noise(rollout.num_tokens))
-    statistics, gradient, _ = take_step(plain_cast(float_backbone, DOMAINS), drawn, Scale(ALPHAS), estimator)
+    statistics, gradient, aim = take_step(plain_cast(float_backbone, DOMAINS), drawn, Scale(ALPHAS), estimator)
     base = adapters / "tiny-base"
     with torch.no_grad():
         reference = log_probs_apart(apart(base), rollout, 512)
@@ -69,7 +75,7 @@ def test_each_tokens_loss_is_weighted_as_by_plain_autograd(
     torch.testing.assert_close(statistics.kl.double(), kl, rtol=1e-3, atol=2e-5)  # the distance itself is not weighted
     _, unweighted = step_apart(float_backbone, base, rollout, log_q, lambda log_p, log_q: loss(log_p, log_q, weighted=False))
     assert (gradient - unweighted).norm() > 0.1 * expected.norm()  # the control
-    found = importance_metrics(drawn, statistics)
+    found = logged(drawn, aim, statistics)
     assert found["importance_mean"] == pytest.approx(float(weights[0].mean()), rel=1e-4)
     assert found["importance_clipped"] == pytest.approx(float((weights[0] == 5).double().mean()))
     assert 0 < found["importance_clipped"] < 0.5
@@ -78,11 +84,11 @@ def test_each_tokens_loss_is_weighted_as_by_plain_autograd(
 @pytest.mark.parametrize("estimator", ["full", "sampled", "hidden"])
 def test_an_engine_that_agrees_changes_nothing(float_backbone, rollout, told, take_step, estimator):
     cast, exact = plain_cast(float_backbone, DOMAINS), told(torch.zeros(rollout.num_tokens))
-    plain, plain_gradient, _ = take_step(cast, rollout, Scale(ALPHAS), estimator)
-    statistics, gradient, _ = take_step(cast, exact, Scale(ALPHAS), estimator)
+    plain, plain_gradient, plain_aim = take_step(cast, rollout, Scale(ALPHAS), estimator)
+    statistics, gradient, aim = take_step(cast, exact, Scale(ALPHAS), estimator)
     assert (gradient - plain_gradient).norm() < 1e-5 * plain_gradient.norm()
-    assert importance_metrics(rollout, plain) == {}
-    assert importance_metrics(exact, statistics) == {"importance_mean": pytest.approx(1, abs=1e-4), "importance_clipped": 0.0}
+    assert logged(rollout, plain_aim, plain) == {}
+    assert logged(exact, aim, statistics) == {"importance_mean": pytest.approx(1, abs=1e-4), "importance_clipped": 0.0}
     half = told(torch.full((rollout.num_tokens,), 0.5).log().neg())  # drawn twice as often as the student would: half the weight
     _, halved, _ = take_step(cast, half, Scale(ALPHAS), estimator)
     assert (halved - 0.5 * plain_gradient).norm() < 1e-4 * plain_gradient.norm()
@@ -92,9 +98,10 @@ def test_weighted_draws_of_another_policy_give_the_gradient_of_the_students_own(
     """One state, 13 tokens, 200,000 draws from a policy that is not the student's: the policy gradient against the exact KL's."""
     generator = torch.Generator().manual_seed(0)
     head, state, policy, target = (torch.randn(*shape, generator=generator) for shape in ((13, 6), (1, 6), (13,), (13,)))
-    log_q, log_b = target.log_softmax(-1), (0.7 * policy).log_softmax(-1)
+    log_q, own = target.log_softmax(-1), (state[0] @ head.T).softmax(-1)
+    log_b = (0.25 * own + 0.75 * policy.softmax(-1)).log()  # no token is more than four times as likely for the student
     ids = log_b.exp().multinomial(200_000, replacement=True, generator=generator)
-    assert ((state[0] @ head.T).log_softmax(-1) - log_b).exp().max() < MOST_IMPORTANT  # the limit cuts nothing
+    assert (own / log_b.exp()).max() < MOST_IMPORTANT  # the limit cuts nothing
 
     def gradient(estimator, ids, engine=None):
         leaf = state.clone().requires_grad_()
@@ -105,7 +112,7 @@ def test_weighted_draws_of_another_policy_give_the_gradient_of_the_students_own(
 
     exact = gradient("full", ids[:1])
     assert (gradient("sampled", ids, log_b[ids]) - exact).norm() < 0.03 * exact.norm()
-    assert (gradient("sampled", ids) - exact).norm() > 0.3 * exact.norm()  # the control: as if the student had drawn them
+    assert (gradient("sampled", ids) - exact).norm() > 0.1 * exact.norm()  # the control: as if the student had drawn them
 
 
 def test_a_weight_is_the_ratio_and_five_at_most():

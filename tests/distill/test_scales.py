@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gopd_merge import distillation
+from gopd_merge.casting import load_backbone
 from gopd_merge.config import make_config
 from gopd_merge.distill.backbone import STUDENT
 from gopd_merge.distill.cast import plain_cast
@@ -14,9 +15,10 @@ from gopd_merge.distill.metrics import domain_metrics
 from gopd_merge.distill.rollout import generate
 from gopd_merge.distill.target import Scale
 from gopd_merge.distill.tilt import PLAIN, Rule
-from gopd_merge.distillation import AlphaOfStep, Clock, load_backbone, train_student
+from gopd_merge.distillation import AlphaOfStep, train_student
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent
+from gopd_merge.usage import Clock
 
 ALPHAS = {"math": 2.0, "code": 1.5}
 RULES = {

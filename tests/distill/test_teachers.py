@@ -9,14 +9,14 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 
-from gopd_merge.casting import assembled
+from gopd_merge.casting import assembled, load_backbone
 from gopd_merge.config import make_config
 from gopd_merge.distill.backbone import REFERENCE, START, STUDENT, Backbone, expert
 from gopd_merge.distill.cast import plain_cast
 from gopd_merge.distill.rollout import generate
 from gopd_merge.distill.target import Scale, score
 from gopd_merge.distill.update import accumulate_balanced, accumulate_gradient, optimizer_step
-from gopd_merge.distillation import Clock, load_backbone, train_student
+from gopd_merge.distillation import train_student
 from gopd_merge.errors import GopdError
 from gopd_merge.experts.deltas import Update, load_updates
 from gopd_merge.experts.intake import read_experts
@@ -24,6 +24,7 @@ from gopd_merge.experts.static import average, weighted_sum
 from gopd_merge.pipeline import look_ahead
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent
+from gopd_merge.usage import Clock
 
 ALPHAS = {"math": 2.0, "code": 1.5}
 
@@ -285,7 +286,7 @@ def rotated(adapters, many, tmp_path_factory):
             def step(self, step, steps, metrics):
                 passes.append([])
 
-        def hidden(backbone, roles, ids, mask):
+        def hidden(backbone, roles, ids, mask=None):
             if roles != STUDENT:
                 passes[-1].append(tuple(roles))
             return whole(backbone, roles, ids, mask)

@@ -174,3 +174,12 @@ def test_a_watch_that_has_looked_at_the_earlier_rows_goes_on_where_it_was():
     assert [warning for row in rows[12:] for warning in watch.look(row)] == []
     blind = heard(rows[5:], len(rows))  # the control: one that has not seen the start takes what went wrong for normal
     assert not any("KL to target rose" in warning for _, warning in blind)
+
+
+def test_an_engine_that_no_longer_has_the_student_is_heard_once():
+    rows = course({"engine_gap": 0.01}, {"engine_gap": 0.025}, {"engine_gap": 0.05}, {"engine_gap": 0.2})
+    ((step, warning),) = heard(rows)
+    assert step == 15
+    assert warning.startswith("math: the log-probs of --rollout are 0.05 nats a token from the student's, 0.01 at the start")
+    assert heard(course({"engine_gap": 1e-6}, {"engine_gap": 1e-3})) == []  # the precision of another machine
+    assert heard(course({}, {})) == []

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from gopd_merge import MergeConfig, distillation, merge
+from gopd_merge import MergeConfig, casting, distillation, merge
 from gopd_merge.cli import main
 from gopd_merge.comparison.training import renew_student
 from gopd_merge.distill.sharding import held_bytes
@@ -31,7 +31,7 @@ def loaded(config, inputs):
     if kind in BACKBONES and not config.shard_base:
         renew_student(BACKBONES[kind], inputs, config.seed)
     else:
-        BACKBONES[kind] = distillation.load_backbone(config, inputs)
+        BACKBONES[kind] = casting.load_backbone(config, inputs)
     return BACKBONES[kind]
 
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from gopd_merge import MergeConfig, merge
+from gopd_merge.casting import load_backbone
 from gopd_merge.comparison.training import renew_student
-from gopd_merge.distillation import load_backbone
 from gopd_merge.plan import read_inputs
 
 TOLERANCE = 1e-4  # of an update's norm: the processes sum in another order, and Adam enlarges what that changes

@@ -13,9 +13,9 @@ import torch
 
 from gopd_merge import MergeConfig, merge
 from gopd_merge.artefacts import environment
+from gopd_merge.casting import load_backbone
 from gopd_merge.comparison.training import renew_student
 from gopd_merge.disk import write_json
-from gopd_merge.distillation import load_backbone
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent
 
@@ -59,7 +59,7 @@ def where():
 
 @pytest.fixture(scope="session")
 def fork(tmp_path_factory, adapters):
-    """fork(*arguments, cwd=…, die_at=…, **env): the command as a process that has imported its libraries already; one at a time."""
+    """fork(*arguments, cwd=…, die_at=…, room=…, **env): the command as a process that has imported its libraries already; one at a time."""
     environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
     starter = subprocess.Popen(
         [sys.executable, "-I", Path(__file__).with_name("starter.py")],
@@ -70,9 +70,10 @@ def fork(tmp_path_factory, adapters):
     )
     files, count = tmp_path_factory.mktemp("streams"), itertools.count()
 
-    def run(*arguments, cwd, die_at=0, **env):
+    def run(*arguments, cwd, die_at=0, room=0, **env):
         out, err = (files / f"{next(count)}" for _ in range(2))
-        job = {"argv": words(adapters, arguments), "cwd": str(cwd), "stdout": str(out), "stderr": str(err), "env": env, "die_at": die_at}
+        job = {"argv": words(adapters, arguments), "cwd": str(cwd), "stdout": str(out), "stderr": str(err), "env": env}
+        job |= {"die_at": die_at, "room": room}
         starter.stdin.write(json.dumps(job) + "\n")
         starter.stdin.flush()
         return _harness.Run(int(starter.stdout.readline()), lambda: int(starter.stdout.readline()), out, err)
@@ -83,9 +84,10 @@ def fork(tmp_path_factory, adapters):
 
 
 def words(adapters, arguments):
-    """`EXPERTS` stands for the embedded ones."""
-    experts = ["--experts", adapters / "math.lora", adapters / "code.lora"]
-    return [str(word) for argument in arguments for word in (experts if argument == "EXPERTS" else [argument])]
+    """`EXPERTS` stands for the embedded ones, `CODE` for the one whose answers are graded within a second."""
+    known = {"EXPERTS": ["--experts", adapters / "math.lora", adapters / "code.lora"], "CODE": ["--experts", adapters / "code.lora"]}
+    known["MATH"] = ["--experts", adapters / "math.lora"]
+    return [str(word) for argument in arguments for word in known.get(argument, [argument])]
 
 
 @pytest.fixture
@@ -110,13 +112,13 @@ def command(tmp_path, adapters):
 
 @pytest.fixture(scope="session")
 def unbroken(fork, tmp_path_factory):
-    """unbroken(*options): the folder of a run with these options that nothing disturbs."""
+    """unbroken(*options): the folder of a run of CODE with these options that nothing disturbs, or of EXPERTS with --no-eval."""
     made = {}
 
     def run(*options):
         if options not in made:
             folder = tmp_path_factory.mktemp("unbroken")
-            done = fork("EXPERTS", *options, "--quiet", cwd=folder)
+            done = fork("EXPERTS" if "--no-eval" in options else "CODE", *options, "--quiet", cwd=folder)
             assert done.code == 0, done.lines
             made[options] = folder / "merged.lora"
         return made[options]

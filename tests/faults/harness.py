@@ -122,7 +122,7 @@ def scores(folder):
 def break_again_and_again(start, at, stages, rng, options):
     """One run, killed at each of these stages and taken up after each; the stages at which a kill came, and not too late."""
     hit = Counter()
-    command = ("EXPERTS", *options)
+    command = ("EXPERTS" if "--no-eval" in options else "CODE", *options)
     for stage in stages:
         come, longest = STAGES[stage]
         steps = at.steps

@@ -1,14 +1,16 @@
 """Where memory does not last the micro-batch is halved, and what is learnt stays the same."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from gopd_merge import MergeConfig, distillation, merge
+from gopd_merge.casting import load_backbone
 from gopd_merge.comparison.training import renew_student
 from gopd_merge.distill import update as distill_update
 from gopd_merge.distill.room import Room, is_out_of_memory
-from gopd_merge.distillation import load_backbone
 from gopd_merge.errors import GopdError
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent
@@ -89,6 +91,21 @@ def test_after_three_halvings_the_run_ends_with_a_checkpoint_and_advice(run, sma
     with pytest.raises(GopdError, match="even for micro-batches of 2 "):
         run(tmp_path / "none2.lora", micro_batch_size=16)
     assert tried == [16, 8, 4, 2]
+
+
+@pytest.mark.slow
+def test_a_process_that_may_not_have_more_memory_halves_the_micro_batch(start, tmp_path):
+    """A real limit (RLIMIT_AS), and real allocations that fail: what is learnt by heart needs no sampling."""
+    rows = [{"prompt": f"{number} + {number}", "response": "one two three four five six seven " * 12} for number in range(256)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = {"steps": 1, "batch-size": 256, "micro-batch-size": 256, "max-new-tokens": 96, "chunk-tokens": 100_000}
+    options = [word for name, size in sizes.items() for word in (f"--{name}", size)] + ["--method", "sft", "--no-eval"]
+    run = start("MATH", "--prompts", "math=long.jsonl", *options, room=900)
+    assert run.code == 0, run.lines
+    assert [line for line in run.lines if line.startswith("note     memory did not last") and "going on with micro-batches of " in line]
+    free = start("MATH", "--prompts", "math=long.jsonl", *options, "--overwrite")  # the control
+    assert free.code == 0
+    assert not [line for line in free.lines if "memory did not last" in line]
 
 
 def test_other_errors_are_not_taken_for_it(run, monkeypatch, tmp_path):

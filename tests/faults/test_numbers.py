@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from gopd_merge import MergeConfig, distillation, merge
+from gopd_merge.casting import load_backbone
 from gopd_merge.comparison.training import renew_student
+from gopd_merge.distill.checkpoint import load_optimizer, save_optimizer
 from gopd_merge.distill.watch import Watch
-from gopd_merge.distillation import load_backbone
 from gopd_merge.errors import GopdError
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent
@@ -113,6 +115,18 @@ def test_four_in_a_row_do_not(run, poisoned, tmp_path):
     poisoned({2, 3, 4, 5, 7})
     run()
     assert rows(tmp_path / "out.lora")[-1]["skipped"] == 5
+
+
+def test_an_optimiser_that_never_stepped_is_saved_too(tmp_path):
+    """As where the first step was left out."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=0.5)
+    save_optimizer(optimizer, tmp_path)
+    other = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    load_optimizer(other, tmp_path)
+    assert other.state_dict() == {
+        **optimizer.state_dict(),
+        "param_groups": [optimizer.state_dict()["param_groups"][0] | {"betas": [0.9, 0.999]}],
+    }
 
 
 FINE = {"response_length": 40.0, "capped": 0.0, "entropy": 1.0, "reward": 0.02, "drift": 0.02, "alpha": 2.0, "clipped_share": None}

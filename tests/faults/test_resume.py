@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from gopd_merge import MergeConfig, merge
+from gopd_merge.casting import load_backbone
 from gopd_merge.cli import main
 from gopd_merge.comparison.training import renew_student
 from gopd_merge.disk import LOCK, alone
-from gopd_merge.distillation import load_backbone
 from gopd_merge.errors import GopdError, InputError, Interrupted
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent

@@ -14,16 +14,17 @@ def found(folder, text):
 def test_no_secret_of_the_environment_reaches_a_file_or_a_line(start, where, harness, tmp_path):
     options = (*harness.SHORT, "--quantize", "none")
     at = where(tmp_path / "merged.lora")
-    stopped = start("EXPERTS", *options, **PLANTED)
+    stopped = start("CODE", *options, **PLANTED)
     assert stopped.send_when(lambda: at.saved, signal.SIGTERM)
     assert stopped.code == 143
-    assert found(at.partial, "settings of expert math")  # the control: run.json is searched
+    assert found(at.partial, "settings of expert code")  # the control: run.json is searched
     assert found(tmp_path, "secret") == []
     refused = start("--experts", "nobody/no-such-lora", "http://localhost:9/v1#math", **PLANTED)
-    failed = start("resume", "merged.lora", **PLANTED | {"HF_HUB_OFFLINE": "1"})
-    assert (refused.code, failed.code) == (2, 0)
-    assert found(at.output, "expert:math")
+    assert refused.code == 2
+    resumed = start("resume", "merged.lora", **PLANTED)
+    assert resumed.code == 0
+    assert found(at.output, "expert:code")
     assert found(tmp_path, "secret") == []
-    for run in (stopped, refused, failed):
+    for run in (stopped, refused, resumed):
         assert run.stdout.read_text() + run.stderr.read_text()
         assert "secret" not in run.stdout.read_text() + run.stderr.read_text()

@@ -16,7 +16,7 @@ import pytest
 from scipy.stats import linregress
 
 from gopd_merge import MergeConfig, merge, pipeline
-from gopd_merge.distillation import load_backbone
+from gopd_merge.casting import load_backbone
 from gopd_merge.errors import Interrupted
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent

@@ -10,12 +10,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from gopd_merge import pipeline
+from gopd_merge.casting import load_backbone
 from gopd_merge.cli import main
 from gopd_merge.cli.merging import summary
 from gopd_merge.config import AUTO_ALPHAS, make_config
 from gopd_merge.distill.footprint import Footprint, Sizes
 from gopd_merge.distill.mixture import expert_and_base, generate_mixture
-from gopd_merge.distillation import load_backbone
 from gopd_merge.experts import base as bases
 from gopd_merge.forecast import Forecast
 from gopd_merge.options import checked

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from gopd_merge.casting import load_roles
 from gopd_merge.cli import build_app
 from gopd_merge.cli.probing import merge_command
 from gopd_merge.comparison.contenders import BASE, of_experts
 from gopd_merge.comparison.measuring import Setup, measure
 from gopd_merge.config import make_config
 from gopd_merge.distill.mixture import expert_and_base
-from gopd_merge.distillation import load_roles
 from gopd_merge.errors import InputError
 from gopd_merge.evaluate.validation import load_validation
 from gopd_merge.experts.base import resolve_base

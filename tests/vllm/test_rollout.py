@@ -14,8 +14,8 @@ from gopd_merge.distill.vllm_server import VllmServer
 from gopd_merge.errors import InputError
 
 LONGEST, LIMIT = 160, 48
-TOLERANCE = 2e-4  # nats a token, mean; float32 on both sides, sums in another order
-WORST = 5e-3  # nats, of one token
+TOLERANCE = 1e-5  # nats a token, mean: float32 on both sides, sums in another order; 1e-7 was seen
+WORST = 1e-3  # nats, of one token
 PROMPTS = [
     "Tom has 5 pens. Tom loses 2. How many pens are left?",
     "Write f(xs): reverse it and return the sum.",
@@ -95,13 +95,19 @@ def test_a_seed_decides_what_is_drawn(engine, student, move):
     assert len({tuple(row) for row in other.ids.tolist()}) > 1
 
 
+@torch.no_grad()
+def first_token(backbone, move, seed):
+    """(V,) probabilities of the first token of an answer, of the student that the seed names."""
+    move(backbone, seed)
+    ids, mask = encode(backbone, PROMPTS[:1])
+    return backbone.logits(backbone.hidden(STUDENT, ids, mask)[:, -1]).double().softmax(-1)[0]
+
+
 def test_what_is_drawn_follows_the_whole_distribution(engine, student, move):
     """The first token of 2,000 answers to one prompt, against its probabilities: the base's own cuts would leave two tokens of them."""
-    move(student, seed=3)
     count = 2000
-    ids, mask = encode(student, PROMPTS[:1])
-    with torch.no_grad():
-        expected = student.logits(student.hidden(STUDENT, ids, mask)[:, -1]).double().softmax(-1)[0]
+    broad = (found for seed in range(100) if ((found := first_token(student, move, seed)) * count >= 5).sum() > 8)
+    expected = next(broad)  # (V,)
     drawn = engine.sample(PROMPTS[:1] * count, DOMAINS[:1] * count, 1, range(count)).response_ids()
     observed = torch.bincount(drawn, minlength=student.vocabulary).double()
     common = expected * count >= 5
@@ -130,19 +136,19 @@ def test_responses_end_where_they_end_here(engine, student, move):
     assert 0.7 < lengths[0] / lengths[1] < 1.4
 
 
-def test_tokens_that_only_pad_the_head_are_never_drawn(engine, student, move):
-    """A vocabulary of 400 of the 512, in which case the log-probs are those of the 400."""
+def test_tokens_that_only_pad_the_head_are_never_drawn(engine, student, move, tmp_path):
+    """As if the largest id that is drawn without that, and all beyond it, were padding."""
     move(student, seed=4)
-    narrow = OtherEngine(student, 400, engine._sampler, None, "tiny-base")
+    highest = int(engine.sample(PROMPTS, DOMAINS, LIMIT, range(len(PROMPTS))).response_ids().max())
+    narrow = OtherEngine(student, highest, engine._sampler, tmp_path, "tiny-base")
     rollout = narrow.sample(PROMPTS, DOMAINS, LIMIT, range(len(PROMPTS)))
-    assert int(rollout.response_ids().max()) < 400
-    assert int(engine.sample(PROMPTS, DOMAINS, LIMIT, range(len(PROMPTS))).response_ids().max()) >= 400  # the control
+    assert int(rollout.response_ids().max()) < highest
 
 
 def test_the_check_passes_and_says_how_near_they_are(engine, student, move):
     move(student, seed=1)
     notes = Notes([])
-    engine.check(PROMPTS, notes)
+    engine.check(PROMPTS, LIMIT, notes)
     (note,) = notes.said
     assert "importance weights make up for that" in note
 
