@@ -25,7 +25,7 @@ def plan(options: dict[str, Any]) -> None:
     """Print what a merge would use and take. Raises InputError where it cannot fit, after printing."""
     as_json, with_time = options.pop("json", False), options.pop("calibrate", False)
     options.pop("quiet", False)
-    resume, count = options.pop("resume", False), options.pop("processes", None) or 1
+    resume, count = options.pop("resume", False), options.pop("processes", 1)
     config = _config(options)
     if count < 1 or (count > 1 and with_time):
         raise InputError(f"--processes {count}: give 1 or more, and leave out --calibrate, which measures one process")

@@ -56,7 +56,8 @@ def signature(model: type[BaseModel], *flags: Flag, arguments: str = "", without
         default = [] if extra["cli_type"] == list[str] else field.default  # not passed on: what the user leaves out is left to the config
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, described]))
     for name, kind, text, group in flags:
-        described = Parameter(help=text, group=GROUPS[group], negative=(), show_default=False)
+        converter = _whole_number if kind == int | None else None
+        described = Parameter(help=text, group=GROUPS[group], negative=(), show_default=False, converter=converter)
         default = False if kind is bool else None
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, described]))
     return inspect.Signature(sorted(parameters, key=lambda p: (p.kind != inspect.Parameter.VAR_POSITIONAL, p.name != "experts")))
