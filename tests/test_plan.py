@@ -88,7 +88,7 @@ def test_a_run_keeps_to_the_memory_that_it_was_given(run_cli, both):
 
 
 def test_of_several_processes_the_plan_shows_what_each_takes(run_here, both):
-    options = [*both, "--batch-size", "64", "--no-eval", "--quantize", "none", "--json"]
+    options = [*both, "--no-eval", "--quantize", "none", "--json"]
     plans = {}
     for words in ([], ["--processes", "4"], ["--processes", "4", "--shard-base"]):
         done = run_here("plan", *options, *words)

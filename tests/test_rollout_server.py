@@ -88,10 +88,14 @@ def test_a_server_that_stays_away_ends_the_run_with_one_line_and_what_was_learnt
     assert code == 1
     (line,) = err
     assert line.startswith(f"gopd-merge: {server.url}: the server has not answered for 0.3 s (")
-    assert line.endswith("merged.lora.partial holds the student so far; merged.lora was not touched")
+    assert line.endswith("step 1 is saved, go on with: gopd-merge resume merged.lora")
     partial = tmp_path / "merged.lora.partial"
     assert len(rows_of(partial)) == 1
-    assert any(tensor.any() for name, tensor in load_file(partial / "adapter_model.safetensors").items() if "lora_B" in name)
+    assert any(
+        tensor.any()
+        for name, tensor in load_file(partial / "checkpoints" / "step-000001" / "adapter_model.safetensors").items()
+        if "lora_B" in name
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"merged.lora.partial"}
 
 

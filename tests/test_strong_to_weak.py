@@ -188,12 +188,14 @@ def test_the_target_is_the_one_that_the_references_say(field, config_of, monkeyp
     """log q = log π_keep + α [log π_T − log π_against] − log Z, with each model loaded by itself."""
     config = config_of(**options, alpha=1.5)
     inputs = read_inputs(config)
+    backbone = load_backbone(config, inputs)
     taken = []
     original = casting.load_base
     monkeypatch.setattr(
-        casting, "load_base", lambda base, *rest: (taken.append(base.location.rpartition("/")[2]), original(base, *rest))[1]
+        casting,
+        "load_base",
+        lambda base, *rest, **options: (taken.append(base.location.rpartition("/")[2]), original(base, *rest, **options))[1],
     )
-    backbone = load_backbone(config, inputs)
     prompts = [prompt.prompt for source in inputs.prompts for prompt in source.prompts[:2]]
     rollout = generate(backbone, STUDENT, prompts, ["code", "code", "math", "math"], 8, range(4))
     with assembled(backbone, config, inputs, print) as cast:

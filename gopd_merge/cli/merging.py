@@ -28,7 +28,9 @@ def plan(options: dict[str, Any]) -> None:
     resume, count = options.pop("resume", False), options.pop("processes", 1)
     config = _config(options)
     if count < 1 or (count > 1 and with_time):
-        raise InputError(f"--processes {count}: give 1 or more, and leave out --calibrate, which measures one process")
+        raise InputError(
+            f"--processes {count} cannot be planned like this; give 1 or more, and leave out --calibrate, which measures one process"
+        )
     from rich.console import Console
 
     from gopd_merge.plan import check_output, check_processes, read_inputs

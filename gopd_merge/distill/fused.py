@@ -113,7 +113,7 @@ def backward_through_hidden(
     with torch.no_grad():
         logits = head(leaf[measured])
         found, _ = _in_blocks(logits, target_log_probs(measured, logits), ids[measured])
-        unknown[:3, measured] = torch.stack(found)
+        unknown[:3, measured] = torch.stack(found).to(unknown.dtype)
         unknown[3] = leaf.grad.float().square().sum(-1)
     return TokenStatistics(*unknown)
 

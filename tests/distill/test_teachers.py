@@ -220,15 +220,16 @@ def alone(adapters, many):
 
 
 @pytest.mark.parametrize("count", [2, 4, 8, 16])
-def test_every_row_of_a_mixed_batch_is_its_own_experts_bit_for_bit(count, many, alone, make_backbone):
+def test_every_row_of_a_mixed_batch_is_its_own_experts(count, many, alone, make_backbone):
     backbone = make_backbone(paths=dict(list(many.items())[:count]))
     ids, mask = tokens(16)
     domains = [list(many)[row % count] for row in range(16)]
     mixed = backbone.hidden([expert(domain) for domain in domains], ids, mask)
     for row in range(count):  # the row that its expert scored alone
-        assert torch.equal(mixed[row][mask[row].bool()], alone[domains[row]][mask[row].bool()]), domains[row]
+        own = mask[row].bool()  # to rounding: a product of fewer rows may be summed in another order
+        torch.testing.assert_close(mixed[row][own], alone[domains[row]][own], rtol=1e-5, atol=1e-5)
     others = backbone.hidden([expert(domain) for domain in domains[1:] + domains[:1]], ids, mask)  # the control: each by the next one
-    assert all(not torch.equal(others[row][mask[row].bool()], mixed[row][mask[row].bool()]) for row in range(count))
+    assert all((others[row][mask[row].bool()] - mixed[row][mask[row].bool()]).abs().max() > 1e-2 for row in range(count))
 
 
 @pytest.fixture(scope="module")

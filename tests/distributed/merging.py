@@ -28,7 +28,9 @@ def note(output, name, content):
 def loaded(config, inputs):
     """A backbone with a fresh student; one that another merge has used, where there is one of the kind."""
     kind = (config.quantize, *config.experts)
-    if kind in BACKBONES and not config.shard_base:
+    if config.shard_base:
+        return casting.load_backbone(config, inputs)
+    if kind in BACKBONES:
         renew_student(BACKBONES[kind], inputs, config.seed)
     else:
         BACKBONES[kind] = casting.load_backbone(config, inputs)

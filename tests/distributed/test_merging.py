@@ -89,10 +89,11 @@ def four(options_of, tmp_path_factory):
 def two(options_of, adapters, tmp_path_factory):
     """The folder of the merges in two processes, and what the launch printed."""
     folder = tmp_path_factory.mktemp("two")
-    cases = [[str(folder / f"{name}.lora"), options_of(name), None] for name in ON_TWO]
+    cases = []
     for name, thrifty in zip(ON_TWO, (False, True), strict=True):
         options = options_of(name, shard_base=True, activation_checkpointing=thrifty)
         cases.append([str(folder / f"shared-{name}.lora"), options, None])
+    cases += [[str(folder / f"{name}.lora"), options_of(name), None] for name in ON_TWO]
     experts = [str(adapters / f"{domain}.lora") for domain in ("code", "math")]
     short = ["--steps", "1", "--batch-size", "2", "--max-new-tokens", "8", "--eval-prompts", "2", "--device", "cpu", "--json"]
     cases.append([str(folder / "command.lora"), ["--experts", *experts, *short], "command"])

@@ -83,7 +83,7 @@ def test_after_three_halvings_the_run_ends_with_a_checkpoint_and_advice(run, sma
     run(tmp_path / "out.lora", steps=2)
     tried = small(0)
     with pytest.raises(
-        GopdError, match=r"even for micro-batches of 1 .*--resume --micro-batch-size 1 --chunk-tokens 256, or ask gopd-merge plan"
+        GopdError, match=r"even for micro-batches of 1 .*--resume --micro-batch-size 1 --chunk-tokens 64, or ask gopd-merge plan"
     ):
         run(tmp_path / "none.lora")
     assert tried == [8, 4, 2, 1]

@@ -121,7 +121,7 @@ def test_the_target_that_is_probed_is_the_one_that_is_trained(adapters, tmp_path
 def refused(run, monkeypatch):
     """The line with which a merge with --alpha auto is refused; nothing may be loaded for it."""
     monkeypatch.setattr(bases, "load_base", None)
-    monkeypatch.setattr("gopd_merge.distillation.load_base", None)
+    monkeypatch.setattr("gopd_merge.casting.load_base", None)
 
     def call(*arguments, **options):
         lines = set()
