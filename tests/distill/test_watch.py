@@ -177,9 +177,9 @@ def test_a_watch_that_has_looked_at_the_earlier_rows_goes_on_where_it_was():
 
 
 def test_an_engine_that_no_longer_has_the_student_is_heard_once():
-    rows = course({"engine_gap": 0.01}, {"engine_gap": 0.025}, {"engine_gap": 0.05}, {"engine_gap": 0.2})
+    rows = course(*falling([{"engine_gap": 0.01}, {"engine_gap": 0.025}, {"engine_gap": 0.05}, {"engine_gap": 0.2}]))
     ((step, warning),) = heard(rows)
     assert step == 15
     assert warning.startswith("math: the log-probs of --rollout are 0.05 nats a token from the student's, 0.01 at the start")
-    assert heard(course({"engine_gap": 1e-6}, {"engine_gap": 1e-3})) == []  # the precision of another machine
-    assert heard(course({}, {})) == []
+    assert heard(course(*falling([{"engine_gap": 1e-6}, {"engine_gap": 1e-3}]))) == []  # the precision of another machine
+    assert heard(course(*falling([{}, {}]))) == []
