@@ -26,7 +26,16 @@ from gopd_merge.sweep_config import SweepConfig
 
 COMMAND = Path(sys.executable).with_name("gopd-merge")
 WEIGHTS = "adapter_model.safetensors"
-SHORT = {"alphas": "0,3", "steps": 10, "batch_size": 4, "max_new_tokens": 24, "tune_limit": 8, "eval": False, "learning_rate": 0.01}
+SHORT = {
+    "alphas": "0,3",
+    "steps": 10,
+    "batch_size": 4,
+    "max_new_tokens": 24,
+    "tune_limit": 8,
+    "eval": False,
+    "learning_rate": 0.01,
+    "seed": 1,
+}
 
 
 def config(adapters, output, **options):
