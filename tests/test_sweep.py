@@ -174,8 +174,8 @@ def test_what_is_complete_is_not_made_again_and_the_winner_is_the_same(copied, a
 def test_other_settings_are_refused_by_what_differs_and_begin_anew_with_overwrite(copied, adapters):
     shutil.rmtree(copied)
     with pytest.raises(InputError) as refused:
-        sweep(config(adapters, copied, tune_limit=5, seed=1), "gopd-merge sweep")
-    assert re.search(r"merged\.lora\.sweep: holds a sweep with .*seed 0 \(now 1\).*tune_limit 8 \(now 5\)", str(refused.value))
+        sweep(config(adapters, copied, tune_limit=5, seed=2), "gopd-merge sweep")
+    assert re.search(r"merged\.lora\.sweep: holds a sweep with .*seed 1 \(now 2\).*tune_limit 8 \(now 5\)", str(refused.value))
     assert "--overwrite" in str(refused.value)
     assert "alphas" not in str(refused.value)  # what is the same is not named
     assert len(runs(copied)) == 2

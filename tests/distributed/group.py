@@ -68,7 +68,7 @@ def all_are_stopped(processes, say):
 
 
 def main(folder, *names):
-    parallel.SAVING = parallel.SPEAKING = timedelta(seconds=1)
+    parallel.SAVING, parallel.SPEAKING = timedelta(seconds=5), timedelta(seconds=1)
     for name in names:
         said = {}
         processes = parallel.launched()
