@@ -26,6 +26,7 @@ LEVEL = {
     "run_folder": 7,
     "artefacts": 6,
     "doctor": 6,
+    "export": 6,
     "inspection": 6,
     "forecast": 6,
     "casting": 7,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"  # Transformers' names
+
 
 @dataclass(frozen=True)
 class Base:
@@ -69,7 +71,7 @@ def resolve_base(
         base = Base(override or experts[0].base_name, found)
         folder = Path(found)
         shapes, size = _read_shapes(folder)
-    config = _read_settings(folder)
+    config = read_settings(folder)
     check_stored(base.name, config, quantize)
     vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
     names = _module_names(shapes)
@@ -145,14 +147,23 @@ def load_tokenizer(base: Base) -> "PreTrainedTokenizerBase":
 
 def context_length(base: Base) -> int | None:
     """The most tokens that the base can read, prompt and response; None where it does not say. Raises GopdError."""
+    return getattr(_text_config(base), "max_position_embeddings", None)
+
+
+def is_tied(base: Base) -> bool:
+    """Whether embeddings and head are one tensor. Raises GopdError."""
+    return bool(getattr(_text_config(base), "tie_word_embeddings", False))
+
+
+def _text_config(base: Base) -> Any:
+    """Transformers' own, with the defaults that config.json leaves out."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(base.location)
+        return AutoConfig.from_pretrained(base.location).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         cause = " ".join(str(error).split())[:300]
         raise GopdError(f"{base.location}: its config.json cannot be used ({cause}); is it a model that Transformers knows?") from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def load_dtypes(quantize: str, device: str) -> "tuple[torch.dtype | None, torch.dtype]":
@@ -195,7 +206,7 @@ def _locate(name: str, adapter: Path) -> str:
     return name
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> dict[str, Any]:
     """The base's config.json."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -284,7 +295,7 @@ def _check_saved(expert: Expert, shapes: dict[str, list[int]], vocabulary: int |
 
 
 def _shape_of(name: str, shapes: dict[str, list[int]]) -> list[int] | None:
-    tied = {"lm_head.weight": "model.embed_tokens.weight"}  # tied heads are stored once
+    tied = {f"{HEAD}.weight": f"{EMBEDDING}.weight"}  # tied heads are stored once
     return shapes.get(name) or shapes.get(tied.get(name, ""))
 
 
