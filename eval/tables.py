@@ -310,7 +310,7 @@ if __name__ == "__main__":
         if (RESULTS / f"{name}.json").is_file():
             parts += table()
     Path("eval/README.md").write_text("\n".join(parts) + "\n")
-    readme = replace_between(Path("README.md").read_text(), "help", f"```text\n{shown('--help')}\n```")
+    readme = replace_between(Path("README.md").read_text(), "help", f"```text\n{shown('--help-all')}\n```")
     plan = ("plan", "--experts", "adapters/math.lora", "adapters/code.lora", "--memory", "4GB", "--calibrate", "--overwrite")
     readme = replace_between(readme, "plan", f"```text\n$ gopd-merge {' '.join(plan)}\n{shown(*plan)}\n```")
     if (RESULTS / "embedded_seeds.json").is_file():

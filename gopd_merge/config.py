@@ -128,6 +128,9 @@ class MergeConfig(BaseModel):
     keep_checkpoints: bool = option(
         False, "keep every checkpoint; each is an adapter that can be measured (default: the last two)", "Output"
     )
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = option(
+        "none", "tracker that gets each step's metrics too, and the options once; it must be installed", "Output"
+    )
     eval: bool = option(True, "measure base, experts, average and the merge at the end", "Output")
     eval_prompts: int = option(1000, "test prompts per domain for that (as many as there are, if fewer)", "Output", ge=1)
 

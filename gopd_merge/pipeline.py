@@ -21,7 +21,7 @@ from gopd_merge.consistency import AUTO
 from gopd_merge.disk import partial_of, write_json
 from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distill.vllm_engine import check_available
-from gopd_merge.distillation import Listener, train_student
+from gopd_merge.distillation import METRICS, Listener, train_student
 from gopd_merge.errors import NotEstimatedError
 from gopd_merge.evaluate.statistics import Comparison, Result
 from gopd_merge.experts.intake import WEIGHTS
@@ -36,6 +36,7 @@ from gopd_merge.report.scale import SCALE
 from gopd_merge.run_folder import check_unfinished, run_folder
 from gopd_merge.scaling.auto import choose_alpha
 from gopd_merge.settings import identity, settings_of
+from gopd_merge.tracking import tracked
 from gopd_merge.usage import Clock, give_back_freed_memory, peak_memory
 
 AVERAGE = "average"
@@ -101,7 +102,10 @@ def merge(
             write_json(folder / SCALE, scale)
         elif config.alpha != AUTO and (folder / SCALE).is_file():  # of a sweep, whose last run goes on without it
             scale = json.loads((folder / SCALE).read_text(encoding="utf-8"))
-        with processes.joined(resolve_device(config.device), config.remote_patience) as together:
+        with (
+            processes.joined(resolve_device(config.device), config.remote_patience) as together,
+            tracked(config, folder, folder / METRICS, listener) as listener,
+        ):
             if backbone is None:
                 listener.phase("loading the base")
                 with clock.measure("load"):

@@ -20,6 +20,7 @@ from gopd_merge.experts.intake import CONFIG, Expert, check_mixable, read_expert
 from gopd_merge.parallel import Processes
 from gopd_merge.prompts.sources import PromptSet, training_prompts
 from gopd_merge.server import is_remote, split_location
+from gopd_merge.tracking import check_tracker
 
 MANIFEST = "merge.json"
 
@@ -58,6 +59,7 @@ class Inputs:
 def read_inputs(config: MergeConfig, weights: bool = True) -> Inputs:
     """Raises InputError for whatever the merge would refuse. Without `weights` those of a base on the Hub are not fetched."""
     fetched: Literal["all", "headers"] = "all" if weights else "headers"
+    check_tracker(config.track)
     remote = {domain: path for domain, path in config.experts.items() if is_remote(path)}
     for location in remote.values():
         split_location(location)

@@ -18,6 +18,7 @@ from gopd_merge.errors import InputError
 from gopd_merge.experts.intake import WEIGHTS
 from gopd_merge.plan import MANIFEST, Inputs, check_output, pin
 from gopd_merge.settings import differences, settings_of
+from gopd_merge.tracking import TRACKING
 
 REPLACED = ".replaced"  # what follows the name of an output that is being replaced
 RUN, CHECKPOINTS = "run.json", "checkpoints"
@@ -64,7 +65,7 @@ def run_folder(
 
 def tidy(output: Path, keep_checkpoints: bool) -> None:
     """Remove what a finished run has no use for."""
-    remove(output, [RUN, LOCK, *(() if keep_checkpoints else (CHECKPOINTS,))])
+    remove(output, [RUN, LOCK, TRACKING, *(() if keep_checkpoints else (CHECKPOINTS,))])
     remove(output.parent, [output.name + REPLACED])
 
 

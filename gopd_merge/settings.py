@@ -16,7 +16,7 @@ from gopd_merge.prompts.sources import PromptSet
 # Options that change no adapter: where things go and when they are saved, what comes after, how much memory and time are taken.
 ASIDE = {
     *("experts", "base", "prompts", "allow_noop"),  # by what was found there
-    *("output", "overwrite", "eval", "eval_prompts", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"),
+    *("output", "overwrite", "track", "eval", "eval_prompts", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"),
     *("micro_batch_size", "chunk_tokens", "memory", "remote_patience", "unsafe_exec", "device", "shard_base", "stop_on_divergence"),
     "activation_checkpointing",
 }

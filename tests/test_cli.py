@@ -174,14 +174,6 @@ def test_help_and_version_run_without_torch():
         assert done.stdout
 
 
-def test_help_names_every_option_of_the_config(run_cli):
-    from gopd_merge.config import MergeConfig
-
-    text = run_cli("--help").stdout
-    for name in MergeConfig.model_fields:
-        assert f"--{name.replace('_', '-')}" in text
-
-
 def test_a_refusal_does_not_import_torch(code_copy, tmp_path):
     program = (
         "import sys; from gopd_merge.cli import main\n"

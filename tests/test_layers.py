@@ -15,7 +15,9 @@ LEVEL = {
     "stopping": 1,
     "options": 1,
     "server": 1,
+    "tracking": 2,
     "config": 2,
+    "config_file": 3,
     "eval_config": 2,
     "probe_config": 3,
     "halving": 2,
@@ -30,6 +32,7 @@ LEVEL = {
     "inspection": 6,
     "forecast": 6,
     "casting": 7,
+    "chat": 7,
     "distillation": 8,
     "comparison": 9,
     "scaling": 10,
@@ -53,6 +56,7 @@ WITHOUT_TORCH = (
     "stopping",
     "cli",
     "config",
+    "config_file",
     "errors",
     "halving",
     "options",
@@ -61,6 +65,7 @@ WITHOUT_TORCH = (
     "report",
     "server",
     "sweep_config",
+    "tracking",
 )
 LIGHT = ("experts.intake", "experts.base", "prompts.sources", "evaluate.suites", "evaluate.items", "evaluate.rows")
 

@@ -17,7 +17,7 @@ def between(name: str) -> str:
 
 def test_the_readme_shows_the_real_help(run_cli):
     """Refresh it with `python eval/tables.py`."""
-    shown = run_cli("--help", COLUMNS="100").stdout
+    shown = run_cli("--help-all", COLUMNS="100").stdout
     expected = "\n".join(line.rstrip() for line in shown.splitlines()).strip()
     assert between("help") == f"```text\n{expected}\n```"
 

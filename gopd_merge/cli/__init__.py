@@ -9,8 +9,8 @@ import cyclopts
 from cyclopts import App, Group
 
 import gopd_merge
-from gopd_merge.cli import evaluating, looking, merging, probing, sweeping, using
-from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, JSON, PROCESSES, QUIET, RESUME, signature
+from gopd_merge.cli import chatting, evaluating, looking, merging, probing, starting, sweeping, using
+from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, ESSENTIAL, HELP_ALL, JSON, PROCESSES, QUIET, RESUME, signature
 from gopd_merge.config import MergeConfig
 from gopd_merge.errors import GopdError, InputError, Interrupted
 from gopd_merge.eval_config import CompareConfig, EvalConfig
@@ -20,16 +20,14 @@ from gopd_merge.sweep_config import SweepConfig
 
 HELP = """Merge LoRA experts of one base model into one adapter, by on-policy distillation (G-OPD / ExOPD).
 
-    gopd-merge --experts adapters/math.lora adapters/code.lora --alpha 2
-
-    gopd-merge --experts math.lora code.lora --prompts math=m.jsonl code=c.jsonl --output merged.lora
-
-    gopd-merge compare merged.lora && gopd-merge report merged.lora
+- gopd-merge --experts adapters/math.lora adapters/code.lora
+- gopd-merge compare merged.lora && gopd-merge report merged.lora
+- gopd-merge chat merged.lora
 """
 
 
-def build_app() -> App:
-    """The command with one flag per field of its config."""
+def build_app(full: bool = True) -> App:
+    """The command with one flag per field of its config. Unless `full`, the help of a merge shows those that a first one needs."""
     app = App(
         name="gopd-merge",
         help=HELP,
@@ -38,34 +36,40 @@ def build_app() -> App:
         help_on_error=False,
         group_commands=Group("Commands", sort_key=-1),
     )
-    app["--help"].group = app["--version"].group = Group("Information", sort_key=99)
+    about = Group("Information", sort_key=99)
+    app["--help"].group = app["--version"].group = about
+    app.command(app.help_print, name=HELP_ALL, help="Every option, in groups.", group=about)
+    app.register_install_completion_command(help="Install completion for the shell in use (bash, zsh, fish).", group=about)
+    if not full:
+        app["--version"].show = app["--install-completion"].show = False
+    essential = None if full else ESSENTIAL
 
     def run(**options: Any) -> None:
         merging.plan(options) if options.pop("dry_run", False) else merging.merge(options)
 
     def plan(**options: Any) -> None:
-        """Show what a merge would use and take: inputs, prompts, tokens, memory by part, time. Takes all options of the merge."""
+        """Show what a merge would use and take: memory, tokens, time."""
         merging.plan(options)
 
     def probe(**options: Any) -> None:
-        """Measure on validation questions what each α can reach, without training, and choose: the target itself is sampled."""
+        """Choose α on validation questions, without training."""
         probing.probe(options)
 
     def evaluate(*adapters: str, **options: Any) -> None:
-        """Measure adapters on benchmarks, beside their base. An evaluation that was stopped goes on where it was."""
+        """Measure adapters on benchmarks, beside their base."""
         evaluating.evaluate(EvalConfig, adapters, options)
 
     def compare(*adapters: str, **options: Any) -> None:
-        """Measure a merge against its experts and against rivals that are tuned on validation questions: is it really better?"""
+        """Measure a merge against its experts and tuned rivals: is it better?"""
         evaluating.evaluate(CompareConfig, adapters, options)
 
     def sweep(**options: Any) -> None:
-        """Choose α by short merges on validation questions, and learning rate and steps if wanted, then merge with the best."""
+        """Choose α, learning rate, steps by short merges, then merge."""
         sweeping.sweep(options)
 
     # Functions have a __signature__ that type checkers do not know of; the flags are read off it.
-    run.__signature__ = signature(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN, RESUME)  # type: ignore[attr-defined]
-    plan.__signature__ = signature(MergeConfig, CONFIG, JSON, CALIBRATE, PROCESSES)  # type: ignore[attr-defined]
+    run.__signature__ = signature(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN, RESUME, essential=essential)  # type: ignore[attr-defined]
+    plan.__signature__ = signature(MergeConfig, CONFIG, JSON, CALIBRATE, PROCESSES, essential=essential)  # type: ignore[attr-defined]
     probe.__signature__ = signature(ProbeConfig, JSON, QUIET)  # type: ignore[attr-defined]
     evaluate.__signature__ = signature(EvalConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
     compare.__signature__ = signature(CompareConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
@@ -78,6 +82,8 @@ def build_app() -> App:
     app.command(evaluate, name="eval")
     app.command(compare)
     app.command(evaluating.report, name="report")
+    app.command(chatting.chat, name="chat")
+    app.command(starting.init, name="init")
     app.command(using.export, name="export")
     app.command(looking.inspect, name="inspect")
     app.command(looking.doctor, name="doctor")
@@ -86,8 +92,9 @@ def build_app() -> App:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed, 2 refused, 128 + n stopped by signal n."""
-    app = build_app()
     tokens = list(sys.argv[1:] if argv is None else argv)
+    app = build_app(full=HELP_ALL in tokens or (bool(tokens) and not {"--help", "-h"} & set(tokens)))
+    tokens = ["--help" if token == HELP_ALL else token for token in tokens]
     name = "gopd-merge"
     if "--quiet" in tokens or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

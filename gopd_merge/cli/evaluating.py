@@ -48,7 +48,7 @@ def report(
     format: Literal["html", "markdown", "json", "text"] = "html",
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
-    """Write what was measured as one page: the verdict, every score with its interval, cost, answers side by side.
+    """Write what was measured as one page: verdict, scores, answers.
 
     Parameters
     ----------

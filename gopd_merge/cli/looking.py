@@ -12,7 +12,7 @@ from gopd_merge.errors import GopdError, InputError
 
 
 def inspect(*paths: str, base: str | None = None, json: Annotated[bool, Parameter(negative=())] = False) -> None:
-    """Show what each adapter is, where its update is large, and whether the adapters fit together.
+    """Show what adapters are, and whether they fit together.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def inspect(*paths: str, base: str | None = None, json: Annotated[bool, Paramete
 
 
 def doctor(*, json: Annotated[bool, Parameter(negative=())] = False) -> None:
-    """Show what this machine has for a merge, what is missing, and what each part is for.
+    """Show what this machine has for a merge, and what is missing.
 
     Parameters
     ----------

@@ -85,7 +85,7 @@ def merge(options: dict[str, Any]) -> None:
 def resume(
     output: str, *, json: Annotated[bool, Parameter(negative=())] = False, quiet: Annotated[bool, Parameter(negative=())] = False
 ) -> None:
-    """Go on with a merge that was stopped or killed, from its last checkpoint, with the options that it was given.
+    """Go on with a merge that was stopped or killed, as it was begun.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ def export(
     base: str | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
-    """Write a merged adapter as a GGUF file for llama.cpp and Ollama, or base and adapter as one model in bfloat16.
+    """Write an adapter as GGUF for llama.cpp, or as one bfloat16 model.
 
     Parameters
     ----------

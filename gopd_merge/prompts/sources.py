@@ -55,6 +55,11 @@ def read_prompts(domain: str, path: Path) -> PromptSet:
     return PromptSet(domain, path, tuple(prompts))
 
 
+def own_prompts(adapter: Path) -> Path:
+    """Where the prompts are that come with an adapter, if some do."""
+    return adapter / "prompts" / "train.jsonl"
+
+
 def training_prompts(domain: str, adapter: Path | None, override: str | None) -> PromptSet:
     """The named file, else the prompts that come with the adapter, if that is here. Raises InputError."""
     if adapter is None:
@@ -63,7 +68,7 @@ def training_prompts(domain: str, adapter: Path | None, override: str | None) ->
                 f"{domain}: its expert is behind a server, so no prompts come with it; name some with --prompts {domain}=FILE.jsonl"
             )
         return read_prompts(domain, Path(override))
-    own = adapter / "prompts" / "train.jsonl"
+    own = own_prompts(adapter)
     if override is None and not own.is_file():
         raise InputError(f"{adapter}: no prompts come with this adapter ({own} is missing); name some with --prompts {domain}=FILE.jsonl")
     return read_prompts(domain, Path(override) if override else own)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gopd_merge import MergeConfig, merge
 from gopd_merge.casting import load_backbone
@@ -79,10 +80,17 @@ def launch(count, cases):
 def four(options_of, tmp_path_factory):
     """The folder of the merges in four processes."""
     folder = tmp_path_factory.mktemp("four")
-    cases = [[str(folder / f"{name}.lora"), options_of(name), None] for name in ON_FOUR]
+    cases = [[str(folder / f"{name}.lora"), options_of(name, track="tensorboard" if name == "few" else "none"), None] for name in ON_FOUR]
     cases += [[str(folder / f"{fault}.lora"), options_of("plain"), fault] for fault in ("sum", "check")]
     launch(4, cases)
     return folder
+
+
+def test_the_first_of_four_processes_alone_tracks_the_run(four):
+    (run,) = four.glob("runs/*")
+    assert run.name.startswith("few.lora-")
+    found = EventAccumulator(str(run)).Reload()
+    assert [event.step for event in found.Scalars("kl_to_target")] == [1, 2, 3]
 
 
 @pytest.fixture(scope="module")
