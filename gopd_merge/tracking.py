@@ -49,7 +49,7 @@ def tracked(config: "MergeConfig", folder: Path, log: Path, listener: "Listener"
         yield Tracked(listener, tracker, curve, folder / TRACKING, log)
     finally:
         with redirect_stdout(_Nowhere()):
-            tracker.finish()
+            _finish(tracker, curve, listener)
 
 
 @dataclass
@@ -133,6 +133,18 @@ def _started(config: "MergeConfig", curve: Curve) -> Any:
     except Exception as error:  # each tracker has errors of its own
         raise GopdError(f"--track {curve.tracker}: {_line(error)}; see its own documentation, or leave --track out") from error
     return tracker
+
+
+def _finish(tracker: Any, curve: Curve, listener: "Listener") -> None:
+    try:
+        if curve.tracker == "trackio":
+            import trackio
+
+            trackio.finish()  # accelerate's own way leaves the run current, and trackio finishes it again at the end of the program
+        else:
+            tracker.finish()
+    except Exception as error:  # each tracker has errors of its own, and a merge does not depend on it
+        listener.note(f"{curve.tracker}: {_line(error)}; what it has of the run may not be all")
 
 
 def _read(path: Path, config: "MergeConfig") -> Curve:
