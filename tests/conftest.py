@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -51,6 +52,15 @@ def edit_config():
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
     return edit
+
+
+@pytest.fixture(scope="session")
+def HubServer():
+    """The class of a Hub on loopback."""
+    spec = importlib.util.spec_from_file_location("hub_server", ROOT / "tests" / "hub_server" / "__init__.py")
+    module = sys.modules["hub_server"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.HubServer
 
 
 @pytest.fixture

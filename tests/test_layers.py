@@ -6,7 +6,7 @@ from pathlib import Path
 import gopd_merge
 
 PACKAGE = Path(gopd_merge.__file__).parent
-ROOMS = ("experts", "prompts", "distill", "evaluate", "report")
+ROOMS = ("experts", "prompts", "distill", "evaluate", "report", "hub")
 LEVEL = {
     "errors": 0,
     "parallel": 2,
@@ -44,6 +44,8 @@ BETWEEN_ROOMS = {
     ("evaluate", "distill.rollout"),
     ("evaluate", "prompts.sources"),
     ("report", "evaluate.statistics"),
+    ("hub", "experts"),
+    ("hub", "report"),
 }
 WITHOUT_TORCH = (
     "disk",
@@ -54,6 +56,7 @@ WITHOUT_TORCH = (
     "config",
     "errors",
     "halving",
+    "hub",
     "options",
     "parallel",
     "plan",

@@ -9,7 +9,7 @@ import cyclopts
 from cyclopts import App, Group
 
 import gopd_merge
-from gopd_merge.cli import evaluating, looking, merging, probing, sweeping
+from gopd_merge.cli import evaluating, looking, merging, probing, publishing, sweeping
 from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, JSON, PROCESSES, QUIET, RESUME, signature
 from gopd_merge.config import MergeConfig
 from gopd_merge.errors import GopdError, InputError, Interrupted
@@ -78,6 +78,7 @@ def build_app() -> App:
     app.command(evaluate, name="eval")
     app.command(compare)
     app.command(evaluating.report, name="report")
+    app.command(publishing.publish, name="publish")
     app.command(looking.inspect, name="inspect")
     app.command(looking.doctor, name="doctor")
     return app

@@ -12,8 +12,9 @@ from gopd_merge.distill import vllm_server
 from gopd_merge.distill.backbone import STUDENT
 from gopd_merge.distill.engines import EngineError, HfEngine, OtherEngine, log_prob_gap, sampling_options
 from gopd_merge.distill.rollout import generate, stop_ids
-from gopd_merge.distill.vllm_server import VllmServer, lora_room
+from gopd_merge.distill.vllm_server import VllmServer
 from gopd_merge.errors import InputError
+from gopd_merge.server import lora_room
 
 spec = importlib.util.spec_from_file_location("remote_server", Path(__file__).parent.with_name("remote_server.py"))
 remote_server = importlib.util.module_from_spec(spec)
