@@ -50,9 +50,11 @@ def resolve_base(
         raise InputError("base: none given, and no adapter here says which one the student is for; name it with --base")
     for first, expert in pairwise(experts):
         if override is None and _find(expert) != _find(first):
+            same = expert.base_name == first.base_name  # of two commits
             raise InputError(
                 f"{expert.name} was trained on {_named(expert)}, {first.name} on {_named(first)}; experts must share one base. "
                 f"Train {expert.name} on {_named(first)}, or merge it with experts of its own base"
+                + (f". If both commits are the same model, say which to use with --base {_pinned(expert, first)}" if same else "")
             )
     _check_saved_apart(experts)
     found = _locate(override, Path.cwd()) if override else _find(experts[0])
@@ -188,6 +190,11 @@ def _named(expert: Expert) -> str:
     """The base as the expert's config names it, with the revision if it names one."""
     revision = expert.settings.revision
     return f"{expert.base_name}@{revision}" if revision else expert.base_name
+
+
+def _pinned(*experts: Expert) -> str:
+    """The base of experts that name different commits of it: that of the first which names one."""
+    return next(_named(expert) for expert in experts if expert.settings.revision)
 
 
 def _find(expert: Expert) -> str:

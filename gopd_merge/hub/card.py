@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from json import dumps
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -47,7 +48,7 @@ def card_text(manifest: Mapping[str, Any], document: Document | None, place: Pla
     environment = Environment(  # noqa: S701 - Markdown; what comes from elsewhere goes through `escaped` or `repr`
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters |= {"md": lambda value: escaped(str(value)), "py": repr}
+    environment.filters |= {"md": lambda value: escaped(str(value)), "py": lambda text: dumps(text, ensure_ascii=False)}
     config = MergeConfig.model_validate(manifest["config"])
     base, commit = place.base or (public_name(manifest["base"]["name"], manifest["base"]["commit"]), manifest["base"]["commit"])
     return environment.get_template("card.md.jinja").render(
@@ -64,7 +65,7 @@ def card_text(manifest: Mapping[str, Any], document: Document | None, place: Pla
         how=HOW[config.method].format(alpha=_alpha(config)),
         experts=[_expert(domain, e) for domain, e in manifest["inputs"].items()],
         recipe=list(_recipe(config, manifest)),
-        results=markdown_text(document) if document else None,
+        results=markdown_text(document).rstrip() if document else None,
         limits=list(_limits(config, manifest, document)),
         longest=min(LONGEST_ASKED, 4 * config.max_new_tokens),
         paper=PAPER,
@@ -102,6 +103,7 @@ def _eval_results(document: Document) -> Iterator[Any]:
             task_name="Text generation",
             dataset_type=row.suite,
             dataset_name=document.title(key),
+            dataset_config=row.domain,  # without it the Hub's form puts all domains of a suite into one
             dataset_split=row.split,
             metric_type="accuracy" if share else row.metric,
             metric_name=f"{'accuracy in per cent' if share else row.metric}, 95 % interval {low:g} to {high:g}",
@@ -138,7 +140,7 @@ def _recipe(config: MergeConfig, manifest: Mapping[str, Any]) -> Iterator[tuple[
     yield "method", f"{config.method}, α = {_alpha(config)}"
     yield "student", f"a fresh LoRA, rank {manifest['student']['rank']}, on {', '.join(manifest['student']['targets'])}"
     rate = f", learning rate {config.learning_rate:g}" if config.learning_rate else ""
-    yield "training", f"{config.steps} steps of {config.prompts_per_step} prompts, seed {config.seed}{rate}"
+    yield "training", f"{config.steps} step(s) of {config.prompts_per_step} prompts, seed {config.seed}{rate}"
     yield "responses", f"at most {config.trained_tokens:,} tokens, sampled at temperature 1"
     if changes := {name: value for name, value in config.changes.items() if name != "method"}:
         yield "not as by default", ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in changes.items())

@@ -13,7 +13,6 @@ from gopd_merge.experts.fingerprint import has_chat_template
 from gopd_merge.experts.hub import HUB_ID
 from gopd_merge.experts.intake import CONFIG, WEIGHTS, Expert, read_expert
 from gopd_merge.experts.quantization import CARD, MANIFEST
-from gopd_merge.experts.tensor_file import file_sha256
 from gopd_merge.hub.card import Place, card_text
 from gopd_merge.hub.licence import licences, settle
 from gopd_merge.hub.local_base import same_files
@@ -56,10 +55,11 @@ def prepare(folder: Path, repo: str, licence: str | None = None, base_id: str | 
     """
     check_repo(repo)
     manifest = read_manifest(folder)
-    expert = _adapter(folder, manifest)
+    expert, config = _adapter(folder, manifest)
     settled = settle(licences(manifest), licence)
     base, stated, notes = _base(folder, expert, manifest, base_id)
     document, doubts = _results(folder, expert.sha256)
+    picture = scores_svg(document) if document else ""
     assert base.commit is not None  # it came from the Hub
     place = Place(
         repo.partition("/")[2],
@@ -67,14 +67,14 @@ def prepare(folder: Path, repo: str, licence: str | None = None, base_id: str | 
         settled,
         (base.name, base.commit),
         stated,
-        PICTURE if document else None,
+        PICTURE if picture else None,
         has_chat_template(Path(base.location)),
     )
     card = card_text(manifest, document, place)
     texts = {
-        CONFIG: _json(json.loads((folder / CONFIG).read_bytes()) | {"base_model_name_or_path": base.name, "revision": base.commit}),
+        CONFIG: _json(config | {"base_model_name_or_path": base.name, "revision": base.commit}),
         CARD: card,
-        **({PICTURE: scores_svg(document)} if document else {}),
+        **({PICTURE: picture} if picture else {}),
         **({METRICS: (folder / METRICS).read_text(encoding="utf-8")} if (folder / METRICS).is_file() else {}),
     }
     hashes = {WEIGHTS: expert.sha256, CONFIG: hashlib.sha256(texts[CONFIG].encode()).hexdigest()}
@@ -88,17 +88,16 @@ def prepare(folder: Path, repo: str, licence: str | None = None, base_id: str | 
     )
 
 
-def _adapter(folder: Path, manifest: Mapping[str, Any]) -> Expert:
-    """The adapter as any other that is read: its tensors finite, its config theirs; and its bytes those that the merge wrote."""
+def _adapter(folder: Path, manifest: Mapping[str, Any]) -> tuple[Expert, dict[str, Any]]:
+    """The adapter as any other that is read, its tensors finite and its config theirs, and that config. Their bytes are the merge's own."""
     expert = read_expert("merged", str(folder))
-    for name in (CONFIG, WEIGHTS):
-        expected = manifest["files"][name]
-        found = expert.sha256 if name == WEIGHTS else file_sha256(folder / name)
-        if found != expected:
+    config = (folder / CONFIG).read_bytes()
+    for name, found in ((CONFIG, hashlib.sha256(config).hexdigest()), (WEIGHTS, expert.sha256)):
+        if found != (expected := manifest["files"][name]):
             raise InputError(
-                f"{folder / name}: has changed since the merge (sha256 {found[:12]}…, {MANIFEST} says {str(expected)[:12]}…); {AGAIN}"
+                f"{folder / name}: has changed since the merge (sha256 {found[:12]}…, {MANIFEST} says {expected[:12]}…); {AGAIN}"
             )
-    return expert
+    return expert, dict(json.loads(config))
 
 
 def _base(folder: Path, expert: Expert, manifest: Mapping[str, Any], base_id: str | None) -> tuple[Base, bool, list[str]]:

@@ -17,7 +17,6 @@ from gopd_merge.server import is_remote
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bBearer\s+\S{8,}|://[^/\s@]+:[^/\s@]+@")
 PLACES = ("base", "teacher_base", "reference", "kl_reference", "start", "output", "rollout")  # options that may name a place
 PINNED = re.compile(r"\w[\w.-]*/\w[\w.-]*@[0-9a-f]{40}")  # a Hub id with its commit
-SHORTEST_HOST = 4  # characters; a shorter name is a word of any text
 
 
 def public_manifest(manifest: Mapping[str, Any], base: tuple[str, str]) -> dict[str, Any]:
@@ -69,10 +68,10 @@ def check_public(name: str, text: str, folder: Path) -> None:
     if TOKEN.search(text):
         raise InputError(f"{name}: holds what looks like a token or a password; take it out of the merge's options and merge again")
     for place in {str(Path.home()), str(Path.cwd()), str(folder.resolve().parent)} - {"/"}:
-        if re.search(rf"{re.escape(place)}(?![\w-])", text):
+        if re.search(rf"(?<![\w.]){re.escape(place)}(?![\w-])", text):
             raise InputError(f"{name}: names the folder {place} of this machine; merge again with paths from the working directory")
-    host = socket.gethostname()
-    if len(host) >= SHORTEST_HOST and host != "localhost" and re.search(rf"(?<![\w-]){re.escape(host)}(?![\w-])", text):
+    host = socket.gethostname()  # one of letters alone may be any word of the text
+    if not host.isalpha() and re.search(rf"(?<![\w-]){re.escape(host)}(?![\w-])", text):
         raise InputError(f"{name}: names this machine, {host}; merge again with options that do not")
 
 

@@ -4,7 +4,7 @@ The Hub takes files first and a commit last, so an upload that breaks off leaves
 looked up before it is given again: it may have been made.
 """
 
-import re
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -92,12 +92,19 @@ def check_card(publication: Publication) -> None:
         try:
             ModelCard(publication.card).validate()
         except ValueError as error:
-            if status_of(error):  # the Hub's own errors are ValueErrors too, some of them
+            if status_of(error):  # some of the Hub's own errors are ValueErrors too
                 raise
-            cause = " ".join(re.findall(r'"message"\s*:\s*"([^"]+)"', str(error)) or str(error).split())[:300]
-            raise InputError(
-                f"{publication.repo}: the Hub does not take the card's header ({cause}); where it is the licence, give another --license"
-            ) from None
+            remedy = "where it is the licence, give another --license"
+            raise InputError(f"{publication.repo}: the Hub does not take the card's header ({_objections(str(error))}); {remedy}") from None
+
+
+def _objections(answer: str) -> str:
+    """What the Hub's answer holds against a card, in a line."""
+    try:
+        texts = [str(entry["message"]) for entry in json.loads(answer)["errors"]]
+    except (ValueError, TypeError, KeyError):
+        texts = [answer]
+    return " ".join("; ".join(texts).split())[:300]
 
 
 def send(publication: Publication, target: Target, private: bool, create_pr: bool, note: Note) -> Published:

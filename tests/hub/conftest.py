@@ -1,5 +1,6 @@
 """A Hub on loopback with the embedded base and experts, a merge that was made from it, and the command in this process against it."""
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +14,12 @@ from gopd_merge.cli import main
 SHORT = ["--steps", "1", "--batch-size", "4", "--max-new-tokens", "8", "--eval-prompts", "8", "--quiet"]
 
 
-def point_at(patch, url, cache: Path, token: str | None):
+def point_at(patch, url, cache: Path, token: str | None, offline: bool = False):
     """What HF_ENDPOINT, HF_HOME and HF_TOKEN do in a process that has them from its start."""
     for name, value in {
         "ENDPOINT": url,
         "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_OFFLINE": False,
+        "HF_HUB_OFFLINE": offline,
         "HF_HUB_DISABLE_XET": True,
         "HF_HUB_CACHE": str(cache / "hub"),
         "HF_TOKEN_PATH": str(cache / "token"),
@@ -33,8 +34,6 @@ def point_at(patch, url, cache: Path, token: str | None):
 @pytest.fixture(scope="session")
 def experts(adapters, tmp_path_factory, HubServer):
     """A Hub that never changes: the base, and both experts, which name it by its id."""
-    import json
-
     server = HubServer()
     base = server.add("you/base", adapters / "tiny-base")
     for name in ("math", "code"):
@@ -91,8 +90,8 @@ def publish(hub, merged, cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("time.sleep", pauses.append)
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments, token="hf_you"):  # noqa: S107
-        point_at(monkeypatch, hub.url, cache, token)
+    def run(*arguments, token="hf_you", offline=False):
+        point_at(monkeypatch, hub.url, cache, token, offline)
         capsys.readouterr()
         code = main(["publish", *map(str, arguments)])
         printed = capsys.readouterr()
