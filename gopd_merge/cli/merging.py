@@ -189,4 +189,8 @@ def summary(result: "MergeResult", config: MergeConfig) -> str:
     table = result.table  # where something was measured the picture of α is in it
     if not table and result.scale:
         return f"{scale_text(result.scale)}\n\n{written}"
-    return f"{table}\n\n{written}\ntuned rivals: gopd-merge compare {name} · report: gopd-merge report {name}" if table else written
+    return (
+        f"{table}\n\n{written}\ntuned rivals: gopd-merge compare {name} · report: gopd-merge report {name} · publish: gopd-merge publish {name} you/name"
+        if table
+        else written
+    )
