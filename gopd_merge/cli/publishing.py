@@ -20,6 +20,7 @@ Flag = Annotated[bool, Parameter(negative=())]
 def publish(
     folder: Path,
     repo: str,
+    /,
     *,
     license: str | None = None,
     base_id: str | None = None,
