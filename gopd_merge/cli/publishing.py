@@ -68,7 +68,7 @@ def publish(
     if dry_run:
         print(dump_json(_document(publication, target, None)) if json else f"{_plan(publication, target, private)}\n\n{publication.card}")
         return
-    check_login()
+    check_login(repo)
     if not quiet:
         print(f"{_plan(publication, target, private)}\n\n{publication.card}", file=sys.stderr)
     check_card(publication)

@@ -76,12 +76,12 @@ def _new(repo: str, branch: str, create_pr: bool) -> Target:
     return Target(branch, None, {}, None)
 
 
-def check_login() -> None:
+def check_login(repo: str) -> None:
     """Raises InputError where nobody is logged in. Whether the log-in may write there, the Hub says."""
     from huggingface_hub import get_token
 
     if not get_token():
-        raise InputError("HF_TOKEN: not set, and nobody is logged in to the Hub; log in with: hf auth login")
+        raise InputError(f"{repo}: nobody is logged in to the Hub on this machine; log in with: hf auth login")
 
 
 def check_card(publication: Publication) -> None:
