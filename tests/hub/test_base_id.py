@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from gopd_merge.hub.public import public_manifest
+
 MANIFEST, CONFIG = "merge.json", "adapter_config.json"
 
 
@@ -94,6 +96,22 @@ def test_no_place_on_this_machine_and_no_token_is_in_what_is_published(publish, 
     assert manifest["config"]["base"] == f"you/base@{hub.base}"
     config = json.loads(files[CONFIG])
     assert (config["base_model_name_or_path"], config["revision"]) == ("you/base", hub.base)
+
+
+def test_an_expert_behind_a_server_is_called_by_the_name_that_it_has_there(made):
+    manifest = json.loads((made / MANIFEST).read_text())
+    where = "http://gpu-3.lan:8000/v1"
+    manifest["inputs"]["math"] |= {"name": f"{where}#maths", "commit": None}
+    manifest["config"] |= {"experts": {"math": f"{where}#maths", "code": "you/code"}, "rollout": where}
+    manifest["settings"] |= {"expert math": f"{where}#maths"}
+    public = public_manifest(manifest, ("you/base", "0" * 40))
+    assert "gpu-3" not in json.dumps(public)
+    assert public["config"]["experts"] == {"math": "maths", "code": "you/code"}
+    assert (public["inputs"]["math"]["name"], public["config"]["rollout"], public["settings"]["expert math"]) == (
+        "maths",
+        "a server",
+        "maths",
+    )
 
 
 @pytest.mark.parametrize(
