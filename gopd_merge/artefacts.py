@@ -16,6 +16,7 @@ from gopd_merge.config import MergeConfig
 from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distill.rollout import encode
 from gopd_merge.errors import VerificationError
+from gopd_merge.experts.base import Base
 from gopd_merge.experts.intake import WEIGHTS
 from gopd_merge.plan import Inputs
 
@@ -82,16 +83,15 @@ def manifest(config: MergeConfig, inputs: Inputs, metrics: Mapping[str, Any]) ->
     return {
         "config": config.model_dump(mode="json"),
         "inputs": _described_experts(inputs),
-        "base": {
-            "name": inputs.base.name,
-            "commit": inputs.base.commit,
-            "quantization": config.quantize,
-            "warnings": list(inputs.base.warnings),
-        },
-        "teacher_base": {"name": inputs.teacher_base.name, "commit": inputs.teacher_base.commit} if inputs.teacher_base else None,
+        "base": _described_base(inputs.base) | {"quantization": config.quantize, "warnings": list(inputs.base.warnings)},
+        "teacher_base": _described_base(inputs.teacher_base) if inputs.teacher_base else None,
         "student": {"rank": inputs.lora_rank, "targets": list(inputs.targets)},
         "final_metrics": metrics,
     }
+
+
+def _described_base(base: Base) -> dict[str, Any]:
+    return {"name": base.name, "commit": base.commit, "licence": base.licence}
 
 
 def _described_experts(inputs: Inputs) -> dict[str, dict[str, Any]]:
@@ -104,11 +104,12 @@ def _described_experts(inputs: Inputs) -> dict[str, dict[str, Any]]:
             "rank": e.rank,
             "targets": list(e.targets),
             "warnings": list(e.warnings),
+            "licence": e.licence,
         }
         for e in inputs.experts
     }
     there: dict[str, dict[str, Any]] = {
-        domain: {"name": location, "commit": None, "sha256": None, "rank": None, "targets": [], "warnings": []}
+        domain: {"name": location, "commit": None, "sha256": None, "rank": None, "targets": [], "warnings": [], "licence": None}
         for domain, location in inputs.remote.items()
     }
     return {s.domain: {**here, **there}[s.domain] | {"prompts": len(s.prompts)} for s in inputs.prompts}

@@ -24,13 +24,14 @@ from gopd_merge.distill.vllm_engine import check_available
 from gopd_merge.distillation import METRICS, Listener, train_student
 from gopd_merge.errors import NotEstimatedError
 from gopd_merge.evaluate.statistics import Comparison, Result
-from gopd_merge.experts.intake import WEIGHTS
+from gopd_merge.experts.intake import CONFIG, WEIGHTS
 from gopd_merge.experts.tensor_file import file_sha256
 from gopd_merge.forecast import Forecast, resolve_device
+from gopd_merge.hub.card import Place, card_text
+from gopd_merge.hub.licence import licences, strictest
 from gopd_merge.parallel import ALONE, Processes, launched
 from gopd_merge.plan import MANIFEST, Inputs, check_output, check_processes, read_inputs
-from gopd_merge.report.card import card_text
-from gopd_merge.report.document import EVALUATION, RESULTS
+from gopd_merge.report.document import EVALUATION, RESULTS, checked_document
 from gopd_merge.report.progress import Silent
 from gopd_merge.report.scale import SCALE
 from gopd_merge.run_folder import check_unfinished, run_folder
@@ -129,11 +130,13 @@ def merge(
         described = (
             manifest(config, inputs, metrics)
             | document
-            | {"settings": settings_of(config, inputs)}
+            | {"settings": settings_of(config, inputs), "files": {name: file_sha256(folder / name) for name in (CONFIG, WEIGHTS)}}
             | ({"scale": _reasons(scale)} if scale else {})
         )
         results, comparisons = (found.results, found.comparisons) if found else ((), ())
-        (folder / "README.md").write_text(card_text(described, found.markdown if found else None), encoding="utf-8")
+        measured_as = checked_document(found.document, folder / EVALUATION / RESULTS) if found else None
+        place = Place(config.output.name, licence=strictest(licences(described)), chats=bool(backbone.tokenizer.chat_template))
+        (folder / "README.md").write_text(card_text(described, measured_as, place), encoding="utf-8")
         write_json(folder / MANIFEST, described)  # last: its presence means complete
     return MergeResult(config.output, results, comparisons, document, found.table if found else "", scale)
 

@@ -35,6 +35,11 @@ def is_remote(location: str) -> bool:
     return re.match(r"https?://", location, re.IGNORECASE) is not None
 
 
+def lora_room(rank: int) -> int | None:
+    """The smallest rank for which vLLM makes room that holds this one; None where there is none."""
+    return next((room for room in (8, 16, 32, 64, 128, 256, 320, 512) if room >= rank), None)
+
+
 def split_location(location: str) -> tuple[str, str]:
     """`http://host:8000/v1#name` as the server's URL and the name under which it serves the model. Raises InputError."""
     shown, is_whole, fragment = _parts(location, "http://host:8000/v1#name")

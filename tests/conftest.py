@@ -55,6 +55,15 @@ def edit_config():
     return edit
 
 
+@pytest.fixture(scope="session")
+def HubServer():
+    """The class of a Hub on loopback."""
+    spec = importlib.util.spec_from_file_location("hub_server", ROOT / "tests" / "hub_server" / "__init__.py")
+    module = sys.modules["hub_server"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.HubServer
+
+
 @pytest.fixture
 def run_cli(tmp_path):
     """Run the installed command in a folder of its own; returns the finished process."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import inspect
 import io
 import re
 import shlex
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from gopd_merge.cli import build_app, main
+from gopd_merge.cli.publishing import publish
 from gopd_merge.config import METHOD_OPTIONS, MergeConfig, make_config
 from gopd_merge.distill.objective import ESTIMATORS, estimator_of
 from gopd_merge.errors import InputError
@@ -246,6 +248,18 @@ def test_the_examples_with_a_server_run_against_one(line, here, capsys):
 @pytest.mark.parametrize("line", [one for one in commands((DOCS / "rollouts.md").read_text()) if one.startswith("gopd-merge --")])
 def test_the_commands_of_the_page_on_rollouts_have_options_that_exist_and_fit_together(line):
     assert make_config(options_of(line)).rollout != "hf"
+
+
+@pytest.mark.parametrize("line", [one for one in commands((DOCS / "publishing.md").read_text()) if one.startswith("gopd-merge ")])
+def test_the_commands_of_the_page_on_publishing_have_options_that_exist(line):
+    build_app().parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
+
+
+def test_every_option_of_publishing_is_on_its_page():
+    page, options = (DOCS / "publishing.md").read_text(), inspect.signature(publish).parameters
+    flags = [f"--{name.replace('_', '-')}" for name, p in options.items() if p.kind is p.KEYWORD_ONLY]
+    assert len(flags) > 8
+    assert [flag for flag in flags if not re.search(rf"{flag}(?![\w-])", page)] == []
 
 
 def unnamed(page: str) -> list[str]:

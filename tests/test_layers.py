@@ -6,7 +6,7 @@ from pathlib import Path
 import gopd_merge
 
 PACKAGE = Path(gopd_merge.__file__).parent
-ROOMS = ("experts", "prompts", "distill", "evaluate", "report")
+ROOMS = ("experts", "prompts", "distill", "evaluate", "report", "hub")
 LEVEL = {
     "errors": 0,
     "parallel": 2,
@@ -48,6 +48,8 @@ BETWEEN_ROOMS = {
     ("evaluate", "distill.rollout"),
     ("evaluate", "prompts.sources"),
     ("report", "evaluate.statistics"),
+    ("hub", "experts"),
+    ("hub", "report"),
 }
 WITHOUT_TORCH = (
     "disk",
@@ -59,6 +61,7 @@ WITHOUT_TORCH = (
     "config_file",
     "errors",
     "halving",
+    "hub",
     "options",
     "parallel",
     "plan",

@@ -253,10 +253,11 @@ def test_by_the_command_line_from_the_server_to_an_adapter(command, server, tmp_
     manifest = json.loads((tmp_path / "merged.lora" / "merge.json").read_text())
     assert list(manifest["inputs"]) == ["code", "math"]
     assert manifest["inputs"]["math"] == {
-        "name": f"{server.url}#math", "commit": None, "sha256": None, "rank": None, "targets": [], "warnings": [], "prompts": 2000,
+        "name": f"{server.url}#math", "commit": None, "sha256": None, "rank": None, "targets": [], "warnings": [], "licence": None,
+        "prompts": 2000,
     }  # fmt: skip
     assert {row["method"] for row in manifest["results"]} == {"base", "expert:code", "exopd"}  # one expert has no average
-    assert "math (math, behind a server)" in (tmp_path / "merged.lora" / "README.md").read_text()
+    assert "| math | math, behind a server |" in (tmp_path / "merged.lora" / "README.md").read_text()
     assert main(["compare", "merged.lora", "--limit", "4"]) == 2
     assert main(["eval", "merged.lora", "--limit", "4", "--quiet"]) == 0
     again = main(["--config", "merged.lora/merge.json", "--output", "again.lora", "--no-eval", "--quiet"])

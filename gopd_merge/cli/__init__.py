@@ -9,7 +9,7 @@ import cyclopts
 from cyclopts import App, Group
 
 import gopd_merge
-from gopd_merge.cli import chatting, evaluating, looking, merging, probing, starting, sweeping, using
+from gopd_merge.cli import chatting, evaluating, looking, merging, probing, publishing, starting, sweeping, using
 from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, ESSENTIAL, HELP_ALL, JSON, PROCESSES, QUIET, RESUME, signature
 from gopd_merge.config import MergeConfig
 from gopd_merge.errors import GopdError, InputError, Interrupted
@@ -85,6 +85,7 @@ def build_app(full: bool = True) -> App:
     app.command(chatting.chat, name="chat")
     app.command(starting.init, name="init")
     app.command(using.export, name="export")
+    app.command(publishing.publish, name="publish")
     app.command(looking.inspect, name="inspect")
     app.command(looking.doctor, name="doctor")
     return app

@@ -181,7 +181,7 @@ def _kept(output: Path) -> str:
 
 
 def summary(result: "MergeResult", config: MergeConfig) -> str:
-    """A merge's table, how its α was chosen if that was, where it is, and the next two commands."""
+    """A merge's table, how its α was chosen if that was, where it is, and the next commands."""
     from gopd_merge.report.scale import scale_text
 
     written = f"{config.output} written and verified"
@@ -189,4 +189,7 @@ def summary(result: "MergeResult", config: MergeConfig) -> str:
     table = result.table  # where something was measured the picture of α is in it
     if not table and result.scale:
         return f"{scale_text(result.scale)}\n\n{written}"
-    return f"{table}\n\n{written}\ntuned rivals: gopd-merge compare {name} · report: gopd-merge report {name}" if table else written
+    if not table:
+        return written
+    then = {"tuned rivals": f"compare {name}", "report": f"report {name}", "publish": f"publish {name} you/name"}
+    return f"{table}\n\n{written}\n{' · '.join(f'{what}: gopd-merge {words}' for what, words in then.items())}"

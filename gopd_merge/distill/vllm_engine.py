@@ -12,8 +12,9 @@ import torch
 from transformers import AutoConfig
 
 from gopd_merge.distill.engines import EngineError, Sampled
-from gopd_merge.distill.vllm_server import REQUESTS, lora_room
+from gopd_merge.distill.vllm_server import REQUESTS
 from gopd_merge.errors import GopdError, InputError
+from gopd_merge.server import lora_room
 
 FREE_SHARE = 0.9  # of what is free on the GPU, which vLLM may take
 BLOCK = 128  # tokens: keys and values of a response take whole blocks, at most of this size

@@ -10,7 +10,7 @@ from gopd_merge.distill.engines import EngineError, Sampled
 from gopd_merge.distill.remote import TIMEOUT
 from gopd_merge.distill.remote_answer import Unusable
 from gopd_merge.errors import InputError
-from gopd_merge.server import KEY, Failed, Patient, Server, api_key
+from gopd_merge.server import KEY, Failed, Patient, Server, api_key, lora_room
 
 REQUESTS = 256  # at once, one a response: what a vLLM server batches unless it was told otherwise
 
@@ -128,11 +128,6 @@ class VllmServer:
 
     def _how_to_start(self) -> str:
         return f"start it as VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve BASE --enable-lora --max-lora-rank {lora_room(self._rank)}"
-
-
-def lora_room(rank: int) -> int | None:
-    """The smallest rank for which vLLM makes room that holds this one; None where there is none."""
-    return next((room for room in (8, 16, 32, 64, 128, 256, 320, 512) if room >= rank), None)
 
 
 def read_sampled(reply: Any, prompt: Sequence[int]) -> Sampled:

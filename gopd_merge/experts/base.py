@@ -15,6 +15,7 @@ from gopd_merge.errors import GopdError, InputError, Refused
 from gopd_merge.experts.fingerprint import chat_template_warning, check_tokenizer
 from gopd_merge.experts.hub import BASE_FILES, BASE_SETTINGS, fetch, fetch_shapes, is_hub_id
 from gopd_merge.experts.intake import CONFIG, Expert
+from gopd_merge.experts.licence import licence_of
 from gopd_merge.experts.patterns import check_patterns
 from gopd_merge.experts.quantization import LARGEST, NF4_STATE, check_stored, training_warning, unpacked_shapes
 
@@ -35,6 +36,7 @@ class Base:
     commit: str | None = None  # of the Hub, if it came from there
     warnings: tuple[str, ...] = ()
     weight_bytes: int = 0  # of its files
+    licence: str | None = None  # as its card says
 
 
 def resolve_base(
@@ -50,9 +52,11 @@ def resolve_base(
         raise InputError("base: none given, and no adapter here says which one the student is for; name it with --base")
     for first, expert in pairwise(experts):
         if override is None and _find(expert) != _find(first):
+            same = expert.base_name == first.base_name  # of two commits
             raise InputError(
                 f"{expert.name} was trained on {_named(expert)}, {first.name} on {_named(first)}; experts must share one base. "
                 f"Train {expert.name} on {_named(first)}, or merge it with experts of its own base"
+                + (f". If both commits are the same model, say which to use with --base {_pinned(expert, first)}" if same else "")
             )
     _check_saved_apart(experts)
     found = _locate(override, Path.cwd()) if override else _find(experts[0])
@@ -82,7 +86,8 @@ def resolve_base(
         check_tokenizer(expert.name, expert.path, folder)
     warnings = [chat_template_warning(e.name, e.path, folder) for e in experts]
     warnings += [training_warning(e.name, e.path, quantize) for e in experts]
-    return replace(base, warnings=tuple(warning for warning in warnings if warning), weight_bytes=size)
+    found_warnings = tuple(warning for warning in warnings if warning)
+    return replace(base, warnings=found_warnings, weight_bytes=size, licence=licence_of(folder))
 
 
 def linear_kinds(base: Base) -> tuple[str, ...]:
@@ -95,6 +100,12 @@ def linear_kinds(base: Base) -> tuple[str, ...]:
 def is_model(name: str) -> bool:
     """Whether a folder holds a model, not an adapter."""
     return os.path.isfile(os.path.join(name, "config.json")) and not os.path.isfile(os.path.join(name, CONFIG))
+
+
+def find_folder(name: str, adapter: Path) -> Path | None:
+    """The folder of the base that an adapter's config names; None where none is here."""
+    found = Path(_locate(name, adapter))
+    return found if found.is_dir() else None
 
 
 def check_patterns_on(expert: Expert, modules: Iterable[str]) -> None:
@@ -190,6 +201,11 @@ def _named(expert: Expert) -> str:
     """The base as the expert's config names it, with the revision if it names one."""
     revision = expert.settings.revision
     return f"{expert.base_name}@{revision}" if revision else expert.base_name
+
+
+def _pinned(*experts: Expert) -> str:
+    """The base of experts that name different commits of it: that of the first which names one."""
+    return next(_named(expert) for expert in experts if expert.settings.revision)
 
 
 def _find(expert: Expert) -> str:

@@ -52,6 +52,11 @@ def chat_template_warning(name: str, expert: Path, base: Path) -> str | None:
     return None
 
 
+def has_chat_template(folder: Path) -> bool:
+    """Whether prompts for the model are put into a conversation."""
+    return bool(_chat_template(folder))
+
+
 def _vocabulary(path: Path) -> dict[str, int]:
     """Token to number, added tokens included. Empty where there is no file, or none that means anything."""
     content = read_json(path)

@@ -19,7 +19,7 @@ ADAPTER_FILES = (
     "README.md",
     "merge.json",
 )
-BASE_SETTINGS = ("config.json", "generation_config.json", "*token*", "*.jinja", "vocab*", "merges.txt")
+BASE_SETTINGS = ("README.md", "config.json", "generation_config.json", "*token*", "*.jinja", "vocab*", "merges.txt")
 BASE_FILES = (*BASE_SETTINGS, "*.safetensors", "*.safetensors.index.json")
 
 

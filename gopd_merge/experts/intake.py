@@ -11,6 +11,7 @@ from typing import Any
 
 from gopd_merge.errors import InputError, Refused
 from gopd_merge.experts.hub import ADAPTER_FILES, fetch, is_hub_id
+from gopd_merge.experts.licence import licence_of
 from gopd_merge.experts.patterns import check_patterns, selector, values_by_pattern
 from gopd_merge.experts.schema import SAVE_AGAIN, LoraSettings, check_settings, cut
 from gopd_merge.experts.tensor_file import (
@@ -56,6 +57,7 @@ class Expert:
     uses_dora: bool
     is_plain: bool  # its update of every weight is scale · B · A and nothing else
     warnings: tuple[str, ...]
+    licence: str | None  # as its card says
     settings: LoraSettings = field(repr=False)
     modules: dict[str, tuple[int, int, int]] = field(repr=False)
     saved: dict[str, tuple[int, ...]] = field(repr=False)
@@ -149,6 +151,7 @@ def read_expert(domain: str, path: str, allow_noop: bool = False) -> Expert:
         uses_dora=settings.use_dora,
         is_plain=all(t.name.endswith(("lora_A.weight", "lora_B.weight")) for t in tensors),
         warnings=tuple(warnings),
+        licence=licence_of(folder),
         settings=settings,
         modules=modules,
         saved=_saved(tensors, settings),

@@ -9,8 +9,9 @@ from gopd_merge.distill import vllm_server
 from gopd_merge.distill.backbone import STUDENT
 from gopd_merge.distill.engines import EngineError, HfEngine, OtherEngine, log_prob_gap, sampling_options
 from gopd_merge.distill.rollout import generate, stop_ids
-from gopd_merge.distill.vllm_server import VllmServer, lora_room
+from gopd_merge.distill.vllm_server import VllmServer
 from gopd_merge.errors import InputError
+from gopd_merge.server import lora_room
 
 LIMIT = 20
 BAD = [

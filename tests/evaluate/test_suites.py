@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -26,10 +25,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DATA = ROOT / "tests" / "data"
 NAMES = ["gsm8k", "humaneval", "humanevalplus", "math500", "mbpp", "mbppplus", "open", "own", "svamp"]
 GOOD = {"prompt": "1 + 1?", "answer": "2"}
-
-spec = importlib.util.spec_from_file_location("hub_server", ROOT / "tests" / "hub_server.py")
-hub_server = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(hub_server)
 
 
 def lines(name):
@@ -561,9 +556,9 @@ def data_set(folder, config, splits):
 
 
 @pytest.fixture
-def from_hub(tmp_path):
+def from_hub(tmp_path, HubServer):
     """from_hub(suite, split, revision): what a process that has only a loopback Hub and its cache gets."""
-    server = hub_server.HubServer()
+    server = HubServer()
 
     def load(name, split="test", revision="", **env):
         environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}

@@ -1,7 +1,9 @@
 """Short merges of the embedded default whose student answers on vLLM, by the command line."""
 
 import json
+import os
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -64,3 +66,16 @@ def test_it_learns_as_it_does_from_its_own_answers(merge, server_url, tmp_path):
         assert one["kl_to_target"] == pytest.approx(other["kl_to_target"], rel=0.5)
     assert there[-1]["kl_to_target"] < there[0]["kl_to_target"]
     assert torch.tensor([row["importance_mean"] for row in there]).std() < 1e-2
+
+
+def test_the_snippet_of_the_card_answers(merge, adapters, tmp_path):
+    """As it stands in the card, with the places that a reader fills in."""
+    merge("--quantize", "none", "--no-eval")
+    card = (tmp_path / "merged.lora" / "README.md").read_text()
+    (snippet,) = [block.partition("```")[0] for block in card.split("```python\n")[1:] if "from vllm import" in block]
+    program = snippet.replace('"path/to/this/folder"', repr(str(tmp_path / "merged.lora")))
+    program = program.replace('"tiny-base"', repr(str(adapters / "tiny-base")))
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ | settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()

@@ -1,25 +1,19 @@
 """Adapters and bases by Hub id, through the wire: the command against a real server on loopback."""
 
-import importlib.util
 import json
 import time
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-
-spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
-hub_server = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(hub_server)
 
 SHORT = ["--steps", "1", "--batch-size", "4", "--max-new-tokens", "8", "--eval-prompts", "4", "--json"]
 WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
-def hub(tmp_path, math_copy, code_copy, edit_config):
+def hub(HubServer, math_copy, code_copy, edit_config):
     """A Hub that holds the embedded base and both experts, which name it by its id."""
-    server = hub_server.HubServer()
+    server = HubServer()
     server.commits = {"you/base": server.add("you/base", math_copy.parent / "tiny-base")}
     for name, folder in (("math", math_copy), ("code", code_copy)):
         edit_config(folder, base_model_name_or_path="you/base")
