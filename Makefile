@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install install-dev merge test test-vllm check format adapters fuzz soak lock measure measure-method measure-speed clean
+.PHONY: install install-dev merge test test-vllm check docs format adapters fuzz soak lock measure measure-method measure-speed clean
 
 install: .venv/installed  ## the command, in .venv
 
@@ -22,6 +22,9 @@ check: install-dev  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: install-dev  ## the documentation as a site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: install-dev
 	$(BIN)/ruff format .
@@ -74,7 +77,7 @@ lock: install-dev  ## pin what is installed
 	$(BIN)/pip freeze --exclude gopd-merge | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf .venv .venv-vllm merged.lora merged.lora.partial
+	rm -rf .venv .venv-vllm site merged.lora merged.lora.partial
 
 # torch comes first and exactly, so that no later package brings another build of it.
 .venv/installed: pyproject.toml requirements.lock $(shell find gopd_merge eval/suites eval/metrics -type f -not -name '*.pyc')
