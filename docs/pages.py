@@ -64,17 +64,14 @@ def reference() -> str:
 
 
 def section(command: str) -> str:
-    """A command and its options; of those that it shares with another command only that they are the same."""
+    """A command and its options; of those that it shares with another command, to the word, only that it takes them."""
     app = command_app(command)
     arguments = list(app.assemble_argument_collection(parse_docstring=True))
     fields = CONFIGS[command].model_fields if command in CONFIGS else {}
     lines = [f"## `{f'gopd-merge {command}'.strip()}`", _first_paragraph(app.help)]
     if command in INHERITED:
-        other = INHERITED[command]
-        known = {one.field_info.name for one in command_app(other).assemble_argument_collection()}
-        arguments = [one for one in arguments if one.field_info.name not in known]
-        lines.append(f"It takes all options of [`{f'gopd-merge {other}'.strip()}`](#{f'gopd-merge {other}'.strip().replace(' ', '-')})")
-        lines[-1] += ", and:" if arguments else "."
+        arguments, shared = beyond(command, INHERITED[command])
+        lines.append(shared)
     groups: dict[str, list[str]] = {}
     for one in arguments:
         groups.setdefault(one.parameter.group[0].name, []).append(row(one, fields.get(one.field_info.name)))
@@ -82,6 +79,19 @@ def section(command: str) -> str:
         title = [] if len(groups) == 1 else [f"### {group}" if not command else f"**{group}**"]
         lines += [*title, "\n".join(["| option | value | default | |", "|---|---|---|---|", *rows])]
     return "\n\n".join(lines)
+
+
+def beyond(command: str, other: str) -> tuple[list[Argument], str]:
+    """What a command has beyond another one, and a sentence about what it shares with it."""
+    own, theirs = (
+        {one.field_info.name: one for one in command_app(name).assemble_argument_collection(parse_docstring=True)}
+        for name in (command, other)
+    )
+    more = [one for name, one in own.items() if name not in theirs or theirs[name].parameter.help != one.parameter.help]
+    without = [f"`{one.names[0]}`" for name, one in theirs.items() if name not in own]
+    title = f"gopd-merge {other}".strip()
+    but = f" but {', '.join(without)}" if without else ""
+    return more, f"It takes all options of [`{title}`](#{title.replace(' ', '-')}){but}{', and:' if more else '.'}"
 
 
 def command_app(command: str) -> App:
@@ -103,7 +113,9 @@ def value_text(argument: Argument, field: FieldInfo | None) -> str:
     hint: Any = field.annotation if field else argument.hint
     several = argument.hint == list[str] or get_origin(hint) is tuple
     kind = "one or more" if several else kind_text(hint)
-    bounds = [BOUNDS[name].format(getattr(check, name)) for check in (field.metadata if field else ()) for name in BOUNDS if hasattr(check, name)]
+    bounds = [
+        BOUNDS[name].format(getattr(check, name)) for check in (field.metadata if field else ()) for name in BOUNDS if hasattr(check, name)
+    ]
     return ", ".join([kind, *bounds])
 
 
@@ -119,7 +131,7 @@ def kind_text(hint: Any) -> str:
 def default_text(argument: Argument, field: FieldInfo | None) -> str:
     """The default, if it says anything."""
     default = field.default if field else argument.field_info.default
-    if default in (None, (), {}, "", False) or default is argument.field_info.empty:
+    if default is argument.field_info.empty or default in (None, (), {}, [], "") or default is False:
         return ""
     shown = ",".join(f"{x:g}" if isinstance(x, float) else str(x) for x in default) if isinstance(default, tuple) else str(default)
     return f"`{'on' if default is True else shown}`"

@@ -19,7 +19,10 @@ def static_table() -> list[str]:
     at = [title for title, _ in table.columns].index("mean (%)")
     means = {row.cells[0].text: row.cells[at].text for row in table.rows}
     needs = {"merged": "prompts", "exact average": "nothing"}
-    rows = [(name, means[name.strip("*")], needs.get(name.strip("*").partition(",")[0], "graded questions, for its coefficients")) for name in NAMED]
+    rows = [
+        (name, means[name.strip("*")], needs.get(name.strip("*").partition(",")[0], "graded questions, for its coefficients"))
+        for name in NAMED
+    ]
     return ["| method | mean of both domains (%) | needs |", "|---|--:|---|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 

@@ -2,8 +2,8 @@
 
 python eval/first_merge.py
 
-It can be stopped and given again: the merge goes on from its last checkpoint. With `--keep` blocks that are in the results as they stand are not
-run again.
+It can be stopped and given again: the merge goes on from its last checkpoint. With `--keep` blocks that are in the results as they stand
+are not run again.
 """
 
 import argparse

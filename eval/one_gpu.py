@@ -2,8 +2,8 @@
 
 python eval/one_gpu.py
 
-The base has the shape of Llama 3.1 8B and no weights: a plan reads configs and headers only. Its tokenizer and prompts are those of the embedded
-default. Nothing of this is measured on a GPU.
+The base has the shape of Llama 3.1 8B and no weights: a plan reads configs and headers only. Its tokenizer and prompts are those of the
+embedded default. Nothing of this is measured on a GPU.
 """
 
 import argparse
