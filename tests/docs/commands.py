@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate.commands.launch import launch_command_parser
 
 from gopd_merge.cli import build_app, main
-from gopd_merge.config import make_config
+from gopd_merge.config import MergeConfig, make_config
 from gopd_merge.options import checked, read_config_file
 from gopd_merge.plan import read_inputs
 from gopd_merge.sweep_config import SweepConfig
@@ -21,6 +21,7 @@ SHORT = {
     "compare": "--limit 2 --max-new-tokens 8 --rivals average --quiet",
 }
 AS_THEY_STAND = ("inspect", "doctor", "report", "resume", "plan")
+PLANNED = ("README.md",)  # whose plans are made; a plan takes seconds, and tests/test_plan.py looks at what it says
 # Merges that are run. Of the others all is read and checked that a merge reads before it loads a model: options, experts, base, prompts.
 RUN = ("docs/first-merge.md", "docs/files.md", "docs/reference.md", "docs/strong-to-weak.md")
 # Commands that need what a test does not have. They are parsed: by the program's own parser, or by make.
@@ -53,7 +54,7 @@ def obey(line: str, page: str) -> str:
         return "run"
     assert words[0] == "gopd-merge", f"{line}: neither a command of ours nor one that is named here"
     command = "merge" if words[1].startswith("-") else words[1]
-    if command == "merge" and page not in RUN:
+    if (command == "merge" and page not in RUN) or (command == "plan" and page not in PLANNED):
         read_inputs(make_config(merge_options(words[1:]) | {"eval": False}))
         return "checked"
     short = SHORT.get(command, "")
@@ -76,7 +77,7 @@ def shortened(words: list[str], options: list[str]) -> list[str]:
 def merge_options(words: list[str]) -> dict:
     """What the command line makes of a merge's flags, and of the file that --config names."""
     _, bound, _ = build_app().parse_args(words, exit_on_error=False, print_error=False)
-    options = {name: value for name, value in bound.kwargs.items() if name not in ("json", "quiet", "dry_run", "resume")}
+    options = {name: value for name, value in bound.kwargs.items() if name in MergeConfig.model_fields or name == "config"}
     file = options.pop("config", None)
     return (read_config_file(Path(file)) if file else {}) | options
 

@@ -44,7 +44,7 @@ def world(tmp_path_factory):
         experts = ["--experts", "adapters/math.lora", "adapters/code.lora"]
         short = ["--steps", "1", "--batch-size", "4", "--max-new-tokens", "8", "--eval-prompts", "2", "--quiet"]
         assert main([*experts, *short, "--output", "merged.lora"]) == 0
-        shutil.copytree("merged.lora", "other.lora")
+        assert main([*experts, *short, "--output", "other.lora", "--seed", "1", "--no-eval"]) == 0
     return folder
 
 
