@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from gopd_merge.errors import GopdError, InputError, Interrupted, ProcessLost, U
 from gopd_merge.stopping import deaf
 
 if TYPE_CHECKING:
+    from psutil import Process
     from torch import Tensor
     from torch.nn import Parameter
 
@@ -30,6 +32,7 @@ SPEAKING = timedelta(seconds=5)  # within which the first process meets an error
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 # What the processes tell each other when the run fails: who saves the student, who has saved it, that something was said.
 SAVING_IT, SAVED, SPOKEN = "saving", "saved", "spoken"
+FIRST = "first"  # under which the first process leaves its number in its machine's table
 _groups = count()
 
 
@@ -42,6 +45,7 @@ class Processes:
     local_rank: int = 0  # among those of this machine
     local_count: int = 1
     store: Any = field(default=None, repr=False, compare=False)  # torch's, while there is a group: a few words that outlive a process
+    first: "Process | None" = field(default=None, repr=False, compare=False)  # rank 0, where it is another process of this machine
 
     @property
     def is_first(self) -> bool:
@@ -144,7 +148,7 @@ class Processes:
             )
             backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"  # small things travel from the host's memory on any machine
             PartialState(cpu=device == "cpu", backend=backend, store=store, **options)
-        together = replace(self, store=store)
+            together = replace(self, store=store, first=self._find_first(store))
         try:
             yield together
         except (GopdError, Interrupted) as error:
@@ -175,15 +179,42 @@ class Processes:
         if self.is_first:
             save()
 
+    def _find_first(self, store: Any) -> "Process | None":
+        """The first process, for those on its machine. None if it is dead already."""
+        import psutil
+
+        if self.is_first:
+            store.set(FIRST, str(os.getpid()))
+        elif self.rank == self.local_rank:
+            with suppress(psutil.NoSuchProcess):
+                return psutil.Process(int(store.get(FIRST)))
+        return None
+
     def _must_replace_the_first(self) -> bool:
-        """Whether the first process is dead, and it falls to this one to do its part."""
+        """Whether the first process is dead, and it falls to this one to do its part.
+
+        On its machine that is seen. Elsewhere it is dead if it does not say within `SAVING` that it has saved.
+        """
         _leave()  # where it is alive it has to notice that the run ends
-        if self._hears(SAVED, SAVING) is not None:
-            return False
+        end = time.monotonic() + SAVING.total_seconds()
+        while time.monotonic() < end and not self._sees_the_first_dead():
+            if self._hears(SAVED, AT_ONCE) is not None:
+                return False
+            time.sleep(0.05)
+        if self.first and not self._sees_the_first_dead():
+            return False  # it is busy; at the latest when this process is gone it notices
         try:
             return bool(self.store.add(SAVING_IT, 1) == 1)
         except RuntimeError:  # it is gone with the machine that the first process was on
             return self.rank == self.local_count
+
+    def _sees_the_first_dead(self) -> bool:
+        import psutil
+
+        try:
+            return self.first is not None and self.first.status() in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
+        except psutil.NoSuchProcess:
+            return True
 
     def _speaks(self, error: GopdError | Interrupted) -> bool:
         """Whether it is this process that explains the end of the run."""

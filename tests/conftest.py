@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
+from gopd_merge import server as server_module
 from gopd_merge.experts.base import Base, load_base
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,3 +113,29 @@ def make_expert(adapters, load_model, tmp_path):
         return str(tmp_path / f"{name}.lora"), delta_weights(model, "default")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def remote_server():
+    """The module remote_server.py."""
+    spec = importlib.util.spec_from_file_location("remote_server", Path(__file__).with_name("remote_server.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def models(remote_server, adapters):
+    """The embedded base and experts, as the server below has them."""
+    return remote_server.Models(adapters / "tiny-base", {domain: adapters / f"{domain}.lora" for domain in ("math", "code")})
+
+
+@pytest.fixture
+def server(remote_server, models, monkeypatch):
+    """It answers on loopback. Its clients try again at once, and have no key."""
+    monkeypatch.setattr(server_module, "FIRST_PAUSE", 0.02)
+    monkeypatch.delenv("GOPD_REMOTE_API_KEY", raising=False)
+    server = remote_server.RemoteServer(models)
+    yield server
+    if server.is_up:
+        server.stop()

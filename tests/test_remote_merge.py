@@ -1,10 +1,8 @@
 """A merge whose teachers are behind servers: it learns what it learns from the same experts here, and survives what servers do."""
 
-import importlib.util
 import json
 import threading
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,10 +23,6 @@ from gopd_merge.errors import InputError
 from gopd_merge.plan import read_inputs
 from gopd_merge.report.progress import Silent
 
-spec = importlib.util.spec_from_file_location("remote_server", Path(__file__).with_name("remote_server.py"))
-remote_server = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(remote_server)
-
 DOMAINS = ("code", "math")
 
 
@@ -42,21 +36,6 @@ class Notes(Silent):
 
     def step(self, step, steps, metrics):
         self.steps.append(step)
-
-
-@pytest.fixture(scope="module")
-def models(adapters):
-    return remote_server.Models(adapters / "tiny-base", {domain: adapters / f"{domain}.lora" for domain in DOMAINS})
-
-
-@pytest.fixture
-def server(models, monkeypatch):
-    monkeypatch.setattr(server_module, "FIRST_PAUSE", 0.02)
-    monkeypatch.delenv("GOPD_REMOTE_API_KEY", raising=False)
-    server = remote_server.RemoteServer(models)
-    yield server
-    if server.is_up:
-        server.stop()
 
 
 @pytest.fixture
@@ -355,7 +334,7 @@ def test_a_server_that_cannot_teach_is_refused_before_any_training(command, serv
     assert not list(tmp_path.glob("merged.lora*"))
 
 
-def test_prompts_too_long_for_the_server_are_refused(command, server, monkeypatch):
+def test_prompts_too_long_for_the_server_are_refused(command, server, remote_server, monkeypatch):
     monkeypatch.setattr(remote_server, "MAX_MODEL_LEN", 64)
     code, _, (line,) = command("--no-eval", "--quiet", domains=("math",), remote=("math",), max_new_tokens=40)
     assert code == 2

@@ -2,39 +2,18 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from gopd_merge import server as server_module
 from gopd_merge.cli import main
 from gopd_merge.config import make_config
 from gopd_merge.errors import InputError
 from gopd_merge.report.plan import memory_text
 
-spec = importlib.util.spec_from_file_location("remote_server", Path(__file__).with_name("remote_server.py"))
-remote_server = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(remote_server)
-
 COMPARED = 8  # answers before a run
 OPTIONS = ["--steps", "2", "--warmup-steps", "0", "--batch-size", "4", "--max-new-tokens", "12", "--no-eval", "--quiet"]
-
-
-@pytest.fixture(scope="module")
-def models(adapters):
-    return remote_server.Models(adapters / "tiny-base", {"math": adapters / "math.lora"})
-
-
-@pytest.fixture
-def server(models, monkeypatch):
-    monkeypatch.setattr(server_module, "FIRST_PAUSE", 0.02)
-    monkeypatch.delenv("GOPD_REMOTE_API_KEY", raising=False)
-    server = remote_server.RemoteServer(models)
-    yield server
-    if server.is_up:
-        server.stop()
 
 
 @pytest.fixture
@@ -126,7 +105,7 @@ def test_a_server_that_cannot_sample_is_refused_before_any_training(merge, serve
     assert list(tmp_path.iterdir()) == []
 
 
-def test_prompts_too_long_for_the_server_are_refused(merge, server, monkeypatch):
+def test_prompts_too_long_for_the_server_are_refused(merge, server, remote_server, monkeypatch):
     monkeypatch.setattr(remote_server, "MAX_MODEL_LEN", 40)
     code, (line,) = merge("--rollout", server.url)
     assert code == 2

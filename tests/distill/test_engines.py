@@ -1,23 +1,16 @@
 """A server that samples for the student: it has the student of this moment, says how likely its tokens were, and fails in one line."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-from gopd_merge import server as server_module
 from gopd_merge.distill import vllm_server
 from gopd_merge.distill.backbone import STUDENT
 from gopd_merge.distill.engines import EngineError, HfEngine, OtherEngine, log_prob_gap, sampling_options
 from gopd_merge.distill.rollout import generate, stop_ids
 from gopd_merge.distill.vllm_server import VllmServer, lora_room
 from gopd_merge.errors import InputError
-
-spec = importlib.util.spec_from_file_location("remote_server", Path(__file__).parent.with_name("remote_server.py"))
-remote_server = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(remote_server)
 
 LIMIT = 20
 BAD = [
@@ -34,21 +27,6 @@ BAD = [
     (lambda choice: choice | {"prompt_token_ids": choice["prompt_token_ids"][1:]}, "tokens where"),
     (lambda choice: choice | {"token_ids": [3] * len(choice["token_ids"])}, "went on after it"),
 ]
-
-
-@pytest.fixture(scope="module")
-def models(adapters):
-    return remote_server.Models(adapters / "tiny-base", {"math": adapters / "math.lora"})
-
-
-@pytest.fixture
-def server(models, monkeypatch):
-    monkeypatch.setattr(server_module, "FIRST_PAUSE", 0.02)
-    monkeypatch.delenv("GOPD_REMOTE_API_KEY", raising=False)
-    server = remote_server.RemoteServer(models)
-    yield server
-    if server.is_up:
-        server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,15 @@
 """A teacher behind a server: its scores equal those of the same expert here, and each way in which a server fails has its line."""
 
-import importlib.util
 import itertools
 import random
 import re
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from gopd_merge import server as server_module
 from gopd_merge.distill import remote as remote_module
 from gopd_merge.distill import remote_answer
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, expert
@@ -20,25 +17,12 @@ from gopd_merge.distill.remote import RemoteTeacher, TeacherError
 from gopd_merge.distill.rollout import generate, tokenize, written
 from gopd_merge.errors import InputError
 
-spec = importlib.util.spec_from_file_location("remote_server", Path(__file__).parent.with_name("remote_server.py"))
-remote_server = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(remote_server)
-
-
-@pytest.fixture(scope="module")
-def models(adapters):
-    return remote_server.Models(adapters / "tiny-base", {domain: adapters / f"{domain}.lora" for domain in ("math", "code")})
-
 
 @pytest.fixture
-def server(models, monkeypatch):
-    monkeypatch.setattr(server_module, "FIRST_PAUSE", 0.02)
+def server(server, monkeypatch):
+    """The one of conftest.py, which is checked without patience."""
     monkeypatch.setattr(remote_module, "CHECK_PATIENCE", 0.1)
-    monkeypatch.delenv("GOPD_REMOTE_API_KEY", raising=False)
-    server = remote_server.RemoteServer(models)
-    yield server
-    if server.is_up:
-        server.stop()
+    return server
 
 
 @pytest.fixture

@@ -184,10 +184,6 @@ def test_an_error_of_all_is_said_once_by_the_first(told):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=False,
-    reason="known: the first process may notice only when the second has given up waiting for it, and both then save and speak",
-)
 def test_an_error_of_one_is_said_by_it_and_the_first_saves_and_says_that_it_ended(told):
     first, second, third, fourth = told["one_fails"]
     assert third["raised"] == ["GopdError", "its server is gone", 1]
