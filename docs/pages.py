@@ -74,7 +74,8 @@ def section(command: str) -> str:
         lines.append(shared)
     groups: dict[str, list[str]] = {}
     for one in arguments:
-        groups.setdefault(one.parameter.group[0].name, []).append(row(one, fields.get(one.field_info.name)))
+        field = fields.get(one.field_info.name)
+        groups.setdefault(group_of(one, field), []).append(row(one, field))
     for group, rows in groups.items():
         title = [] if len(groups) == 1 else [f"### {group}" if not command else f"**{group}**"]
         lines += [*title, "\n".join(["| option | value | default | |", "|---|---|---|---|", *rows])]
@@ -87,7 +88,11 @@ def beyond(command: str, other: str) -> tuple[list[Argument], str]:
         {one.field_info.name: one for one in command_app(name).assemble_argument_collection(parse_docstring=True)}
         for name in (command, other)
     )
-    more = [one for name, one in own.items() if name not in theirs or theirs[name].parameter.help != one.parameter.help]
+    said, fields = (
+        {name: help_of(one, CONFIGS[other].model_fields.get(name)) for name, one in theirs.items()},
+        CONFIGS[command].model_fields,
+    )
+    more = [one for name, one in own.items() if said.get(name) != help_of(one, fields.get(name))]
     without = [f"`{one.names[0]}`" for name, one in theirs.items() if name not in own]
     title = f"gopd-merge {other}".strip()
     but = f" but {', '.join(without)}" if without else ""
@@ -104,8 +109,18 @@ def row(argument: Argument, field: FieldInfo | None) -> str:
     is_flag = argument.field_info.kind is not argument.field_info.VAR_POSITIONAL and argument.names and argument.names[0].startswith("-")
     required = argument.field_info.default is argument.field_info.empty
     name = " ".join(f"`{n}`" for n in argument.names) if is_flag and not required else f"`{argument.field_info.name.upper()}`"
-    help_text = (field.description if field else argument.parameter.help) or ""
-    return f"| {name} | {value_text(argument, field)} | {default_text(argument, field)} | {_cell(help_text)} |"
+    return f"| {name} | {value_text(argument, field)} | {default_text(argument, field)} | {_cell(help_of(argument, field))} |"
+
+
+def help_of(argument: Argument, field: FieldInfo | None) -> str:
+    """What an option does: the config's words where it is one of a config's."""
+    return (field.description if field else argument.parameter.help) or ""
+
+
+def group_of(argument: Argument, field: FieldInfo | None) -> str:
+    """The heading that it stands under."""
+    extra = field.json_schema_extra if field else None
+    return str(extra["group"]) if isinstance(extra, dict) else argument.parameter.group[0].name
 
 
 def value_text(argument: Argument, field: FieldInfo | None) -> str:
