@@ -136,6 +136,13 @@ def test_a_command_within_a_sentence_has_options_that_exist(name):
         build_app().parse_args(shlex.split(text), exit_on_error=False, print_error=False)
 
 
+def test_what_is_refused_ends_with_the_code_that_the_page_says(here, capsys):
+    (source,) = (source for language, source in blocks(PAGES["docs/files.md"]) if language == "console")
+    refused = re.findall(r"^\$ gopd-merge (.*)$", source, re.MULTILINE)
+    assert [main(shlex.split(command)) for command in refused] == [2, 2]
+    assert "\nBoth end with code 2.\n" in PAGES["docs/files.md"]
+
+
 def test_the_first_merge_shows_what_was_recorded():
     first_merge = module(ROOT / "eval" / "first_merge.py")
     outputs = json.loads((ROOT / "eval" / "results" / "first_merge.json").read_text())["outputs"]
