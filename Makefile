@@ -38,10 +38,12 @@ adapters: install-dev  ## train the embedded bases and experts again (about an h
 	$(BIN)/python adapters/recipe/train_expert.py --domain math --base adapters/big-base --rank 8 --targets all --steps 64 --output adapters/big-math.lora
 	$(BIN)/python adapters/recipe/write_cards.py
 
-measure: install  ## the tables of eval/README.md on the embedded default (about an hour and a half)
+measure: install  ## the tables of eval/README.md on the embedded default, and what docs/ shows of it (about an hour and a half)
 	$(BIN)/python eval/embedded_seeds.py
 	$(BIN)/python eval/target_probe.py
 	$(BIN)/python eval/main_command.py
+	$(BIN)/python eval/first_merge.py
+	$(BIN)/python eval/one_gpu.py
 	$(BIN)/python eval/tables.py
 
 measure-method: install  ## the tables of docs/method.md (half a day; it can be stopped and given again)
