@@ -4,6 +4,8 @@
     A′   a subclass of it: adapters switched on one base, and the mixed hidden state as target, so that λ may be more than 1.
     B    three models and their full logits under autograd.
 
+Ours runs as it is by default, and lean: with --activation-checkpointing, and freed blocks returned at once, as where --memory is tight.
+
 All have the interface of `Contender`. trl's own loop runs, one optimiser step a call: its clock starts where the step begins and
 stops where it ends. A learning rate that moves nothing makes every repetition the same step.
 """
@@ -31,6 +33,7 @@ from gopd_merge.distill.target import Scale, score
 from gopd_merge.distill.update import accumulate_gradient, optimizer_step
 from gopd_merge.experts.base import Base, load_base
 from gopd_merge.experts.intake import try_experts
+from gopd_merge.usage import give_back_freed_memory
 
 RATE, MAX_NORM = 1e-12, 1.0
 CHUNK = 128  # tokens that ours projects at once
@@ -63,7 +66,10 @@ def named(parameters: Any) -> Gradient:
 class Ours:
     """gopd_merge: one base, `score`, `accumulate_gradient`, `optimizer_step`. Prompts are dealt out to the experts, all of them alike."""
 
-    def __init__(self, folder: Path, quantize: str = "none", experts: int = 1) -> None:
+    def __init__(self, folder: Path, quantize: str = "none", experts: int = 1, lean: bool = False) -> None:
+        self.lean = lean
+        if lean:
+            give_back_freed_memory()
         base = Base(str(folder / "base"), str(folder / "base"))
         self.domains = tuple(f"domain{number}" for number in range(experts))
         read, _ = try_experts(dict.fromkeys(self.domains, str(folder / "expert.lora")))  # a merge would refuse the same one twice
@@ -116,7 +122,7 @@ class Ours:
         return {"rollout": answered - started, "scoring and update": time.perf_counter() - answered}
 
     def _accumulate(self, rollout: Rollout, alpha: float, micro_batch: int, chunk: int = CHUNK, checkpointing: bool = False) -> Tensor:
-        self.backbone.recompute_activations(checkpointing)
+        self.backbone.recompute_activations(checkpointing or self.lean)
         target = score(self.cast, rollout, Scale(dict.fromkeys(self.domains, alpha)), micro_batch, chunk)
         return accumulate_gradient(self.cast, rollout, target, "full", micro_batch, chunk).kl
 
@@ -375,6 +381,12 @@ def load_merged(folder: Path) -> Any:
     return PeftModel.from_pretrained(load_model(folder), folder / "expert.lora").merge_and_unload().eval().requires_grad_(False)
 
 
-CONTENDERS: dict[str, Callable[[Path], Contender]] = {"ours": Ours, "A": Trl, "A′": TrlOneBase, "B": Dense}
+CONTENDERS: dict[str, Callable[[Path], Contender]] = {
+    "ours": Ours,
+    "ours, lean": partial(Ours, lean=True),
+    "A": Trl,
+    "A′": TrlOneBase,
+    "B": Dense,
+}
 CONTENDERS |= {f"ours, {count} experts": partial(Ours, experts=count) for count in (2, 8)}
 CONTENDERS |= {"ours, NF4": partial(Ours, quantize="nf4"), "A′, NF4": partial(TrlOneBase, quantize="nf4")}

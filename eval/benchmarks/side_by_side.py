@@ -51,8 +51,11 @@ class Entry:
 
 ENTRIES = {
     "ours, λ = 1": Entry("ours", {"alpha": 1.0}),
+    "ours, lean, λ = 1": Entry("ours, lean", {"alpha": 1.0}),
     "A, λ = 1": Entry("A"),
+    "A, checkpointed, λ = 1": Entry("A", {"checkpointing": True}),
     "ours": Entry("ours", {"alpha": ALPHA}),
+    "ours, lean": Entry("ours, lean", {"alpha": ALPHA}),
     "A′": Entry("A′", {"alpha": ALPHA}),
     "A′, compacted": Entry("A′", {"alpha": ALPHA, "compact": True}),
     "B": Entry("B", {"alpha": ALPHA}),
@@ -203,11 +206,11 @@ class Single:
 def singles(shape: str, labels: Sequence[str]) -> list[Single]:
     """Micro-batches that are tried; one and four times the tokens; a row at a time, with activations computed again."""
     tried = [size for size in MICRO_BATCHES if size <= SHAPES[shape].prompts]
-    at_one = [label for label in ("ours, λ = 1", "A, λ = 1") if label in labels]
+    at_one = [label for label in ("ours, λ = 1", "ours, lean, λ = 1", "A, λ = 1") if label in labels]
     return [
         *(Single("tuning", label, {"micro_batch": size}, "ragged") for label in labels if label not in TUNED for size in tried),
         *(Single("growth", label, {}, "full", times) for label in at_one for times in (1, 4)),
-        *(Single("thrift", label, {"micro_batch": 1, "checkpointing": True}, "full") for label in at_one),
+        *(Single("thrift", label, {"micro_batch": 1, "checkpointing": True}, "full") for label in at_one if "lean" not in label),
     ]
 
 

@@ -10,8 +10,17 @@ from recorded import FILLS, make_questions
 Row = dict[str, Any]
 TIMED = ("scoring", "whole", "experts")
 BOTH, ROLLOUT, WHOLE = "scoring and update", "rollout", "whole step"
-RATIOS = (("ours, λ = 1", "A, λ = 1"), ("ours", "A′"), ("ours", "A′, compacted"), ("ours", "B"), ("ours, 2 experts", "ours, 8 experts"))
-ROLES = {"ours, λ = 1": 1, "ours": 2}  # that are scored for one response: the expert; it and the reference
+RATIOS = (
+    *((ours, rival) for ours in ("ours, λ = 1", "ours, lean, λ = 1") for rival in ("A, λ = 1", "A, checkpointed, λ = 1")),
+    *((ours, rival) for ours in ("ours", "ours, lean") for rival in ("A′", "A′, compacted", "B")),
+    ("ours, 2 experts", "ours, 8 experts"),
+)
+ROLES = {
+    "ours, λ = 1": 1,
+    "ours, lean, λ = 1": 1,
+    "ours": 2,
+    "ours, lean": 2,
+}  # that are scored for one response: the expert; it and the reference
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
@@ -128,27 +137,26 @@ def bars(document: dict[str, Any]) -> list[Row]:
         name = f"{ratio['model']}, {ratio['fill']}"
         if ratio["work"] == "scoring" and ratio["rival"].startswith("A′"):
             wanted = 1.5 if ratio["fill"] == "ragged" else 1.1
-            found.append(_bar(f"scoring and update, times as fast as {ratio['rival']}", name, ratio["ratio"], at_least=wanted))
-        if ratio["phase"] == WHOLE and ratio["rival"].startswith("A,"):
+            lean = ", lean" if "lean" in ratio["ours"] else ""
+            found.append(_bar(f"scoring and update{lean}, times as fast as {ratio['rival']}", name, ratio["ratio"], at_least=wanted))
+        if ratio["phase"] == WHOLE and ratio["rival"] == "A, λ = 1":
             found.append(_bar("whole step, times as fast as A", name, ratio["ratio"], at_least=1.0))
         if ratio["phase"] == WHOLE and ratio["work"] == "experts":
             found.append(_bar("whole step with eight experts, times that with two", name, ratio["ratio"], at_most=1.15))
     peaks = {(r["model"], r["work"], r["fill"], r["contender"]): r["peak_bytes"] for r in document["rows"]}
     for (model, work, fill, contender), peak in peaks.items():
-        if contender == "ours, λ = 1" and (theirs := peaks.get((model, work, fill, "A, λ = 1"))):
+        if contender in ("ours, λ = 1", "ours, lean, λ = 1") and (theirs := peaks.get((model, work, fill, "A, λ = 1"))):
+            what = "peak memory above the weights" + (", lean" if "lean" in contender else "")
             phase = BOTH if work == "scoring" else WHOLE
-            found.append(
-                _bar(f"peak memory above the weights, as a share of A's, {phase}", f"{model}, {fill}", peak / theirs, at_most=1 / 3)
-            )
+            found.append(_bar(f"{what}, as a share of A's, {phase}", f"{model}, {fill}", peak / theirs, at_most=1 / 3))
     for row in document["weights"]:
         if row["process"] == "ours":
             found.append(_bar("weights, in bases (A: two)", row["model"], row["bases"], at_most=1.2))
     grown = {(r["model"], r["label"], r["times"]): r["peak_bytes"] for r in document["growth"]}
     for (model, label, times), peak in grown.items():
         if label.startswith("ours") and times == 4:
-            found.append(
-                _bar("peak memory with four times the tokens, times that with one", model, peak / grown[model, label, 1], at_most=1.05)
-            )
+            what = "peak memory with four times the tokens, times that with one"
+            found.append(_bar(what, f"{model}, {label}", peak / grown[model, label, 1], at_most=1.05))
     for share in document["shares"]:
         if share["model"] == "qwen2.5-0.5b":
             name = f"{share['model']}, {share['fill']}, {share['contender']}"

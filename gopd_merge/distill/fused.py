@@ -74,7 +74,7 @@ def backward_in_chunks(
         assert chunk.grad is not None
         gradient[rows] = chunk.grad
         statistics.append(TokenStatistics(*found, chunk.grad.float().square().sum(-1)))
-        del logits, of_logits  # before the next chunk's are made
+        del logits, log_q, of_logits  # before the next chunk's are made
     torch.autograd.backward(hidden, gradient)
     return TokenStatistics.joined(statistics)
 

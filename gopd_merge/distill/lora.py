@@ -94,23 +94,33 @@ def _update(layer: Any, role: str, x: Tensor) -> Tensor:
 
 
 def _trained(layer: Any, name: str, x: Tensor) -> Tensor:
-    output: Tensor = _Adapted.apply(  # type: ignore[no-untyped-call]
-        x, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.get_base_layer(), layer.scaling[name]
-    )
+    base, b, scaling = layer.get_base_layer(), layer.lora_B[name].weight, layer.scaling[name]
+    place, inner = _Adapted.apply(x, layer.lora_A[name].weight, b, base, scaling)  # type: ignore[no-untyped-call]
+
+    def product() -> Tensor:
+        output: Tensor = base(x)  # (…, out)
+        _add_product(output.view(-1, output.shape[-1]), inner, b.T)  # a view, or an error: a copy would be lost
+        return output
+
+    output: Tensor = _Computed.apply(place, product)  # type: ignore[no-untyped-call]
     return output
 
 
 class _Adapted(torch.autograd.Function):
-    """W x + s·B A x of a frozen layer W, each part added where the other one is. For the way back it keeps x and A x."""
+    """The way back of W x + s·B A x, W being frozen. It keeps x and A x, and gives a place for the output, which takes no memory.
+
+    What is kept is known before the output is: a layer that is computed again stops where it has the last of it, and so without its last
+    large product.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, base: nn.Module, scaling: float) -> Tensor:
-        output: Tensor = base(x)  # (…, out)
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, base: nn.Module, scaling: float) -> tuple[Tensor, Tensor]:
         inner = F.linear(_rows(x).to(a.dtype), a).mul_(scaling)  # (n, r)
-        _add_product(output.view(-1, output.shape[-1]), inner, b.T)  # a view, or an error: a copy would be lost
         ctx.base, ctx.scaling = base, scaling
         ctx.save_for_backward(x, inner, a, b)
-        return output
+        ctx.mark_non_differentiable(inner)
+        ctx.set_materialize_grads(False)
+        return x.new_empty(1).expand(*x.shape[:-1], len(b)), inner
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
@@ -126,6 +136,18 @@ class _Adapted(torch.autograd.Function):
             _add_product(grad_x, grad_inner, a)
             grad_x = grad_x.reshape(x.shape).to(x.dtype)
         return grad_x, grad_a, grad_b, None, None
+
+
+class _Computed(torch.autograd.Function):
+    """What stands in the place that `_Adapted` gave; the gradient goes there as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, place: Tensor, product: Callable[[], Tensor]) -> Tensor:
+        return product()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0], None
 
 
 def dense_weight(layer: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """Every estimator's value and gradient, and the coefficients of every kind of target, against float64 sums written out entry by entry."""
 
 import math
+import weakref
 from dataclasses import fields
 
 import pytest
@@ -130,6 +131,25 @@ def test_the_importance_of_each_token_multiplies_its_loss(name):
     torch.testing.assert_close(found[True][1], made_from.grad, **tight)
     assert (found[True][1] - found[False][1]).norm() > 0.1 * found[False][1].norm()
     torch.testing.assert_close(found[True][0].kl, found[False][0].kl)
+
+
+def test_a_chunk_is_projected_after_the_arrays_of_the_one_before_are_gone():
+    made_from, weight = random_logits(N, H).requires_grad_(), random_logits(V, H, seed=1)
+    log_q, _ = a_target(1, 1.25)
+    made, held = [], []
+
+    def of_target(rows, _):
+        given = log_q[rows].clone()
+        made.append(weakref.ref(given))
+        return given
+
+    def head(hidden):
+        held.append(sum(target() is not None for target in made))
+        return hidden @ weight.T
+
+    options = {"gradient_of_logits": gradient_of("full", K), "num_tokens": N, "chunk_tokens": 2}
+    backward_in_chunks(torch.tanh(made_from), IDS, head, of_target, **options)
+    assert held == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 100])

@@ -107,6 +107,24 @@ def test_activations_that_are_computed_again_give_the_same_gradient(backbone, st
     assert not any(module.training for module in backbone.peft.modules())
 
 
+def test_a_layer_that_is_computed_again_stops_before_its_last_product(backbone, step):
+    """What is kept for the way back is complete then; the products before it run again."""
+    runs = {"gate_proj": 0, "down_proj": 0}  # the first is not the last of its layer: a control
+
+    def count(name):
+        return lambda *_: runs.update({name: runs[name] + 1})
+
+    modules = [(name, layer) for name, layer in backbone.model.named_modules() if name.endswith("base_layer")]
+    handles = [layer.register_forward_pre_hook(count(kind)) for kind in runs for name, layer in modules if f"{kind}." in name]
+    try:
+        step(recompute=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    micro_batches, layers = 2, len(handles) // 2
+    assert runs == {"gate_proj": micro_batches * layers * 3, "down_proj": micro_batches * layers * 2}
+
+
 def is_mlp(module):
     return type(module).__name__.endswith("MLP")
 
