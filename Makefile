@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install install-dev merge test test-vllm check format adapters fuzz soak lock measure measure-method measure-speed clean
+.PHONY: install install-dev merge test test-vllm check docs format adapters fuzz soak lock measure measure-method measure-speed clean
 
 install: .venv/installed  ## the command, in .venv
 
@@ -23,6 +23,9 @@ check: install-dev  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: install-dev  ## the documentation as a site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: install-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -35,10 +38,12 @@ adapters: install-dev  ## train the embedded bases and experts again (about an h
 	$(BIN)/python adapters/recipe/train_expert.py --domain math --base adapters/big-base --rank 8 --targets all --steps 64 --output adapters/big-math.lora
 	$(BIN)/python adapters/recipe/write_cards.py
 
-measure: install  ## the tables of eval/README.md on the embedded default (about an hour and a half)
+measure: install  ## the tables of eval/README.md on the embedded default, and what docs/ shows of it (about an hour and a half)
 	$(BIN)/python eval/embedded_seeds.py
 	$(BIN)/python eval/target_probe.py
 	$(BIN)/python eval/main_command.py
+	$(BIN)/python eval/first_merge.py
+	$(BIN)/python eval/one_gpu.py
 	$(BIN)/python eval/tables.py
 
 measure-method: install  ## the tables of docs/method.md (half a day; it can be stopped and given again)
@@ -74,7 +79,7 @@ lock: install-dev  ## pin what is installed
 	$(BIN)/pip freeze --exclude gopd-merge | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf .venv .venv-vllm merged.lora merged.lora.partial
+	rm -rf .venv .venv-vllm site merged.lora merged.lora.partial
 
 # torch comes first and exactly, so that no later package brings another build of it.
 .venv/installed: pyproject.toml requirements.lock $(shell find gopd_merge eval/suites eval/metrics -type f -not -name '*.pyc')

@@ -1,4 +1,4 @@
-"""Make eval/README.md and the generated parts of README.md and docs/method.md out of eval/results/*.json and of the program itself.
+"""Make eval/README.md and the generated parts of README.md and docs/ out of eval/results/*.json and of the program itself.
 
 python eval/tables.py
 """
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from docs_numbers import BLOCKS
 from method_tables import TABLES
 from speed_tables import PICTURE, side_by_side_tables, write_picture
 from step_tables import profile_table, startup_table
@@ -310,12 +311,15 @@ if __name__ == "__main__":
         if (RESULTS / f"{name}.json").is_file():
             parts += table()
     Path("eval/README.md").write_text("\n".join(parts) + "\n")
-    readme = replace_between(Path("README.md").read_text(), "help", f"```text\n{shown('--help-all')}\n```")
     plan = ("plan", "--experts", "adapters/math.lora", "adapters/code.lora", "--memory", "4GB", "--calibrate", "--overwrite")
-    readme = replace_between(readme, "plan", f"```text\n$ gopd-merge {' '.join(plan)}\n{shown(*plan)}\n```")
+    page = Path("docs/one-gpu.md")
+    page.write_text(replace_between(page.read_text(), "plan", f"```text\n$ gopd-merge {' '.join(plan)}\n{shown(*plan)}\n```"))
+    for name, blocks in BLOCKS.items():
+        page = Path("docs") / name
+        for block, lines in blocks.items():
+            page.write_text(replace_between(page.read_text(), block, "\n".join(lines())))
     if (RESULTS / "embedded_seeds.json").is_file():
-        readme = replace_between(readme, "results", "\n".join(headline()))
-    Path("README.md").write_text(readme)
+        Path("README.md").write_text(replace_between(Path("README.md").read_text(), "results", "\n".join(headline())))
     page = Path("docs/method.md").read_text()
     for name, table in (TABLES | {"experts": many_experts_table}).items():
         page = replace_between(page, f"results {name}", "\n".join(table()).strip())

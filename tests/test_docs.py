@@ -1,9 +1,6 @@
-"""The pages under docs/ show what is true: their Python prints what is shown, and their commands are planned or run."""
+"""docs/method.md and CONTRIBUTING.md say what is true, and links lead somewhere. tests/docs/ runs the commands of the other pages."""
 
-import contextlib
 import importlib.util
-import inspect
-import io
 import re
 import shlex
 import subprocess
@@ -21,45 +18,7 @@ from gopd_merge.errors import InputError
 from gopd_merge.plan import read_inputs
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted(path.name for path in DOCS.glob("*.md") if "```python" in path.read_text())
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-
-
-def check(page: str) -> int:
-    """Run every python block; what it prints is the text block that follows it. Returns the number of blocks that ran."""
-    namespace: dict[str, object] = {}
-    blocks = BLOCK.findall(page)
-    ran = 0
-    for (language, source), following in zip(blocks, [*blocks[1:], ("", "")], strict=True):
-        if language != "python":
-            continue
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(source, f"python block {ran + 1}", "exec"), namespace)
-        shown = following[1] if following[0] == "text" else ""
-        assert printed.getvalue() == shown, f"block {ran + 1} printed:\n{printed.getvalue()}"
-        ran += 1
-    return ran
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_the_python_of_a_page_prints_what_the_page_shows(name, monkeypatch):
-    monkeypatch.chdir(DOCS.parent)
-    assert check((DOCS / name).read_text()) >= 1
-
-
-def test_theory_has_a_case_for_each_of_its_claims():
-    assert "theory.md" in PAGES
-    languages = [language for language, _ in BLOCK.findall((DOCS / "theory.md").read_text())]
-    assert languages == ["python", "text"] * 6
-
-
-@pytest.mark.parametrize("shown", ["```text\n3\n```", "", "```text\n2\n2\n```"])
-def test_a_page_that_shows_something_else_is_noticed(shown):
-    page = "```python\na = 1\n```\n\n```python\nprint(a + 1)\n```\n\n"
-    assert check(page + "```text\n2\n```\n") == 2
-    with pytest.raises(AssertionError, match="block 2 printed"):
-        check(page + shown + "\n")
 
 
 METHOD = (DOCS / "method.md").read_text()
@@ -243,23 +202,6 @@ def test_the_examples_with_a_server_run_against_one(line, here, capsys):
         server.stop()
     assert {request["model"] for request in server.requests} == {"math"}
     assert "written and verified" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("line", [one for one in commands((DOCS / "rollouts.md").read_text()) if one.startswith("gopd-merge --")])
-def test_the_commands_of_the_page_on_rollouts_have_options_that_exist_and_fit_together(line):
-    assert make_config(options_of(line)).rollout != "hf"
-
-
-@pytest.mark.parametrize("line", [one for one in commands((DOCS / "publishing.md").read_text()) if one.startswith("gopd-merge ")])
-def test_the_commands_of_the_page_on_publishing_have_options_that_exist(line):
-    build_app().parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
-
-
-def test_every_option_of_publishing_is_on_its_page():
-    page, options = (DOCS / "publishing.md").read_text(), inspect.signature(publish).parameters
-    flags = [f"--{name.replace('_', '-')}" for name, p in options.items() if p.kind is p.KEYWORD_ONLY]
-    assert len(flags) > 8
-    assert [flag for flag in flags if not re.search(rf"{flag}(?![\w-])", page)] == []
 
 
 def unnamed(page: str) -> list[str]:

@@ -1,7 +1,6 @@
-"""The README shows what the program prints, and its commands and snippets run."""
+"""The README names the main command, and its Python runs. tests/docs/ runs its other commands."""
 
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,26 +8,6 @@ from pathlib import Path
 import pytest
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-
-
-def between(name: str) -> str:
-    return README.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
-
-
-def test_the_readme_shows_the_real_help(run_cli):
-    """Refresh it with `python eval/tables.py`."""
-    shown = run_cli("--help-all", COLUMNS="100").stdout
-    expected = "\n".join(line.rstrip() for line in shown.splitlines()).strip()
-    assert between("help") == f"```text\n{expected}\n```"
-
-
-def test_every_merge_command_of_the_readme_has_options_that_exist():
-    from gopd_merge.cli import build_app
-
-    commands = re.findall(r"(?:\.venv/bin/)?gopd-merge (--[^\n`]*)", README)
-    assert len(commands) >= 3
-    for command in commands:
-        build_app().parse_args(shlex.split(command), exit_on_error=False, print_error=False)
 
 
 def test_the_makefile_runs_the_command_that_the_readme_names():
