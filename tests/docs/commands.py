@@ -20,7 +20,7 @@ SHORT = {
     "eval": "--limit 2 --max-new-tokens 8 --quiet",
     "compare": "--limit 2 --max-new-tokens 8 --rivals average --quiet",
 }
-AS_THEY_STAND = ("inspect", "doctor", "report", "resume", "plan")
+AS_THEY_STAND = ("export", "init", "inspect", "doctor", "report", "resume", "plan")
 PLANNED = ("README.md",)  # whose plans are made; a plan takes seconds, and tests/test_plan.py looks at what it says
 # Merges that are run. Of the others all is read and checked that a merge reads before it loads a model: options, experts, base, prompts.
 RUN = ("docs/first-merge.md", "docs/files.md", "docs/reference.md", "docs/strong-to-weak.md")
@@ -28,6 +28,11 @@ RUN = ("docs/first-merge.md", "docs/files.md", "docs/reference.md", "docs/strong
 NOT_RUN = {
     "gopd-merge sweep": "takes the time of several merges; tests/test_sweep.py runs it",
     "gopd-merge compare merged.lora --suite own,gsm8k,humaneval": "needs the network, for the questions",
+    "gopd-merge publish": "needs the Hub; tests/hub publishes to one on loopback",
+    "gopd-merge --experts you/math-code-lora@COMMIT": "needs the Hub, for the adapters",
+    "gopd-merge chat": "talks; tests/test_chat.py does",
+    "hf auth": "needs an account",
+    "vllm serve": "needs vLLM; tests/vllm starts it",
     "accelerate launch": "needs several processes; tests/distributed starts them",
     "lm-eval run": "takes longer than a test may; tests/test_harness.py runs its evaluation",
     "pip install": "needs the network",
