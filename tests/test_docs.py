@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from gopd_merge.cli import build_app, main
-from gopd_merge.cli.publishing import publish
 from gopd_merge.config import METHOD_OPTIONS, MergeConfig, make_config
 from gopd_merge.distill.objective import ESTIMATORS, estimator_of
 from gopd_merge.errors import InputError
