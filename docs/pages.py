@@ -140,7 +140,7 @@ def kind_text(hint: Any) -> str:
         return " ".join(f"`{choice}`" for choice in get_args(hint))
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(kind_text(part) for part in get_args(hint) if part is not NoneType)
-    return KINDS[hint]
+    return "one or more" if get_origin(hint) is list else KINDS[hint]
 
 
 def default_text(argument: Argument, field: FieldInfo | None) -> str:

@@ -1,6 +1,7 @@
 """docs/method.md and CONTRIBUTING.md say what is true, and links lead somewhere. tests/docs/ runs the commands of the other pages."""
 
 import importlib.util
+import inspect
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from gopd_merge.cli import build_app, main
+from gopd_merge.cli.publishing import publish
 from gopd_merge.config import METHOD_OPTIONS, MergeConfig, make_config
 from gopd_merge.distill.objective import ESTIMATORS, estimator_of
 from gopd_merge.errors import InputError
@@ -201,6 +203,13 @@ def test_the_examples_with_a_server_run_against_one(line, here, capsys):
         server.stop()
     assert {request["model"] for request in server.requests} == {"math"}
     assert "written and verified" in capsys.readouterr().out
+
+
+def test_every_option_of_publishing_is_on_its_page():
+    page, options = (DOCS / "publishing.md").read_text(), inspect.signature(publish).parameters
+    flags = [f"--{name.replace('_', '-')}" for name, p in options.items() if p.kind is p.KEYWORD_ONLY]
+    assert len(flags) > 8
+    assert [flag for flag in flags if not re.search(rf"{flag}(?![\w-])", page)] == []
 
 
 def unnamed(page: str) -> list[str]:
