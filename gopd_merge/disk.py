@@ -6,7 +6,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,11 @@ def as_os_error(path: Path) -> Iterator[None]:
 
 
 def sync_all(folder: Path) -> None:
-    """Wait until a folder and everything in it is on the disk."""
+    """Wait until a folder and everything in it is on the disk, readable for whom the folder is: safetensors writes for the owner alone."""
     for path in sorted(folder.rglob("*")):
+        if path.is_file() and (mode := folder.stat().st_mode & 0o666) != path.stat().st_mode & 0o777:
+            with suppress(OSError):  # there are disks without modes
+                path.chmod(mode)
         sync(path)
     sync(folder)
 

@@ -132,7 +132,8 @@ def test_without_a_terminal_the_prompt_is_what_comes_in(math, greedy, capsys, mo
     [
         (["--with", "{math}", "--prompt", "hi"], "can answer once"),
         (["--prompt", " "], "nothing to answer"),
-        (["--prompt", "hi", "--temperature", "-1"], "--temperature must be 0 or more"),
+        (["--prompt", "hi", "--temperature", "-1"], "--temperature -1.0 --max-new-tokens 512: out of range"),
+        (["--prompt", "hi", "--temperature", "nan"], "--temperature nan"),
         (["--prompt", "hi", "--with", "nowhere.lora"], "nowhere.lora: no such folder"),
     ],
 )

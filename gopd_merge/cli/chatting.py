@@ -1,5 +1,6 @@
 """`gopd-merge chat`: a conversation on the terminal, or one answer."""
 
+import math
 import signal
 import sys
 import unicodedata
@@ -65,8 +66,8 @@ def chat(
     names = [adapter, *(others or ())]
     if len(set(names)) < len(names):
         raise InputError(f"--with {' '.join(names[1:])}: each adapter can answer once; name others")
-    if temperature < 0 or max_new_tokens < 1:
-        raise InputError(f"--temperature {temperature} --max-new-tokens {max_new_tokens}: too small; use 0 or more, and 1 or more")
+    if not 0 <= temperature < math.inf or max_new_tokens < 1:
+        raise InputError(f"--temperature {temperature} --max-new-tokens {max_new_tokens}: out of range; use 0 or more, and 1 or more")
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
     if prompt is not None and not prompt.strip():

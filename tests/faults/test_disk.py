@@ -70,6 +70,18 @@ def test_whichever_write_fails_the_last_good_state_stays(small_run, harness, tmp
         harness.check_failing_write(small_run, tmp_path / f"{number}.lora", number, whole)
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_who_may_read_the_folder_may_read_the_adapter(small_run, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        small_run(tmp_path / "out.lora")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out.lora").rglob("*") if path.is_file()}
+    assert WEIGHTS in modes
+    assert set(modes.values()) == {mode}
+
+
 def test_a_run_that_has_no_room_from_the_start_is_refused_before_it_loads_anything(mounted, adapters, monkeypatch, capsys):
     folder = mounted("-t", "tmpfs", "-o", "size=1m", "tmpfs")
     monkeypatch.chdir(folder)
