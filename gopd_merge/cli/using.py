@@ -13,8 +13,9 @@ from gopd_merge.errors import GopdError, InputError
 def export(
     adapter: str,
     *,
-    format: Literal["gguf", "merged-bf16"],
-    output: Path,
+    format: Literal["gguf", "merged-bf16"] | None = None,
+    merged_bf16: Annotated[bool, Parameter(negative=())] = False,
+    output: Path | None = None,
     base: str | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
@@ -26,8 +27,10 @@ def export(
         adapter folder or Hub id
     format
         gguf = the adapter alone, for a GGUF of the base; merged-bf16 = the whole model, out of the original base, never quantised
+    merged_bf16
+        short for --format merged-bf16
     output
-        file (gguf) or folder (merged-bf16) to write; one that exists is refused
+        file (gguf) or folder (merged-bf16) to write, one that exists is refused (default: the adapter's name with .gguf, or -bf16)
     base
         folder or Hub id of the base model (default: the one that the adapter names)
     json
@@ -36,6 +39,13 @@ def export(
     from gopd_merge.experts.base import resolve_base
     from gopd_merge.experts.intake import read_expert
 
+    if merged_bf16 and format == "gguf":
+        raise InputError("--format gguf --merged-bf16: these are two files; give one of them, then the other")
+    format = "merged-bf16" if merged_bf16 else format
+    if format is None:
+        raise InputError("export: in which form is not said; give --format gguf or --merged-bf16")
+    name = adapter.rstrip("/").rpartition("/")[2].partition("@")[0].removesuffix(".lora")
+    output = output or Path(f"{name}.gguf" if format == "gguf" else f"{name}-bf16")
     if output.exists() or not output.absolute().parent.is_dir():
         found = "exists" if output.exists() else "is in a folder that does not exist"
         raise InputError(f"--output {output}: {found}; choose another --output")

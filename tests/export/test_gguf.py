@@ -189,3 +189,20 @@ def test_a_file_that_is_there_is_not_replaced(adapters, tmp_path, capsys):
     assert "exists; choose another --output" in capsys.readouterr().err
     assert (tmp_path / "m.gguf").read_text() == "mine"
     assert export(adapters / "math.lora", tmp_path / "no" / "m.gguf") == 2
+
+
+@pytest.mark.parametrize(("options", "made"), [(["--format", "gguf"], "math.gguf"), (["--merged-bf16"], "math-bf16")])
+def test_what_is_written_has_the_adapters_name(adapters, tmp_path, monkeypatch, options, made):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(adapters / "math.lora"), *options]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [made]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [([], "give --format gguf or --merged-bf16"), (["--format", "gguf", "--merged-bf16"], "two files")]
+)
+def test_one_form_is_asked_for(adapters, tmp_path, monkeypatch, capsys, options, named):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(adapters / "math.lora"), *options]) == 2
+    assert named in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
