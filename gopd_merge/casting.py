@@ -8,10 +8,10 @@ import torch
 
 from gopd_merge.config import BASE, HF, TEACHER_BASE, MergeConfig
 from gopd_merge.disk import partial_of
-from gopd_merge.distill.answering import LEARNT_BY_HEART
 from gopd_merge.distill.backbone import REFERENCE, START, Backbone, expert
 from gopd_merge.distill.cast import REMOTE, Cast, Role
 from gopd_merge.distill.engines import OtherEngine, Sampler
+from gopd_merge.distill.methods import LEARNT_BY_HEART
 from gopd_merge.distill.objective import HIDDEN, Aim, Reward
 from gopd_merge.distill.remote import TIMEOUT, RemoteTeacher
 from gopd_merge.distill.rollout import prompt_lengths
@@ -24,7 +24,7 @@ from gopd_merge.experts.base import Base, load_base
 from gopd_merge.experts.deltas import Updates, load_updates, truncated
 from gopd_merge.experts.intake import Expert
 from gopd_merge.experts.static import RIVALS
-from gopd_merge.forecast import resolve_device
+from gopd_merge.machine import resolve_device
 from gopd_merge.parallel import ALONE, Processes
 from gopd_merge.plan import Inputs
 from gopd_merge.server import is_remote

@@ -16,7 +16,7 @@ from gopd_merge.distill.rollout import ends_of, pad_of, plain_generation, row_se
 from gopd_merge.errors import InputError
 from gopd_merge.experts.base import context_length, load_base, resolve_base
 from gopd_merge.experts.intake import read_expert
-from gopd_merge.forecast import resolve_device
+from gopd_merge.machine import resolve_device
 
 BASE = "base"  # the word for the base without any adapter
 Tell = Callable[[int, str], None]  # a voice's number, and its whole answer so far

@@ -27,7 +27,7 @@ METHOD_OPTIONS = (
 class MergeConfig(BaseModel):
     """What to merge and how. Frozen; equal configs on equal inputs give equal adapters."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     experts: dict[str, str] = option(
         {},
@@ -56,7 +56,7 @@ class MergeConfig(BaseModel):
 
     method: Literal["exopd", "opd", "seqkd", "sft", "rkl", "alternate"] = option(
         "exopd",
-        "exopd; or what it is compared with: opd = α 1, seqkd = learn the experts' own answers by heart, sft = the `response` of each "
+        "exopd; or what it is compared with: opd = α 1, seqkd = learn the experts' own answers by heart, sft = the response of each "
         "prompt, rkl = the experts answer instead of the student, alternate = one domain after the other",
         "Method",
     )

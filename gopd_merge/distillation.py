@@ -12,13 +12,14 @@ import torch
 from gopd_merge import artefacts
 from gopd_merge.casting import assembled, rule_of
 from gopd_merge.config import MergeConfig
-from gopd_merge.distill.answering import LEARNT_BY_HEART, respond
+from gopd_merge.distill.answering import respond
 from gopd_merge.distill.backbone import Backbone
 from gopd_merge.distill.cast import Cast
 from gopd_merge.distill.checkpoint import Checkpoints
 from gopd_merge.distill.course import Course, Part
 from gopd_merge.distill.forgetting import Forgetting, Sizes, Turn, forgetting_text
 from gopd_merge.distill.fused import TokenStatistics
+from gopd_merge.distill.methods import LEARNT_BY_HEART
 from gopd_merge.distill.metrics import Domains, added, domain_metrics, domain_sums, step_metrics
 from gopd_merge.distill.reward_scale import Controller
 from gopd_merge.distill.reward_scale import schedule as on_a_line

@@ -16,7 +16,7 @@ OPD = "opd"
 class EvalConfig(BaseModel):
     """What is measured, on what and how. Frozen; equal configs on equal inputs give equal answers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     adapters: tuple[str, ...] = option((), "the adapters to measure: folders or Hub ids user/name[@revision]", "What to measure")
     suite: tuple[str, ...] = option(

@@ -2,29 +2,32 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
-
-import psutil
-import torch
+from typing import TYPE_CHECKING, Any
 
 from gopd_merge.config import AUTO_ALPHAS, VLLM, MergeConfig
 from gopd_merge.disk import room_for
-from gopd_merge.distill.answering import ANSWERED_BY, LEARNT_BY_HEART
-from gopd_merge.distill.checkpoint import KEPT
-from gopd_merge.distill.footprint import Footprint, Sizes
-from gopd_merge.distill.rollout import prompt_lengths
+from gopd_merge.distill.counted import Counted, is_countable
+from gopd_merge.distill.methods import ANSWERED_BY, LEARNT_BY_HEART
+from gopd_merge.distill.sizes import KEPT_CHECKPOINTS, Sizes
 from gopd_merge.errors import InputError, NotEstimatedError
-from gopd_merge.experts.base import context_length, load_tokenizer
+from gopd_merge.experts.base import Base, context_length, load_tokenizer
+from gopd_merge.experts.decoder import read_decoder
+from gopd_merge.experts.intake import Expert
+from gopd_merge.experts.token_counts import Counter, token_counter
+from gopd_merge.machine import free_memory, program_memory, resolve_device
 from gopd_merge.parallel import ALONE, Processes
 from gopd_merge.plan import Inputs
 from gopd_merge.prompts.mixing import PromptMixer
 from gopd_merge.report.terminal import byte_text
 from gopd_merge.server import is_remote
 
-CUDA_CONTEXT = 500 << 20  # bytes that a process takes on a GPU before its first tensor: an allowance
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+if TYPE_CHECKING:
+    from gopd_merge.distill.footprint import Footprint
+
+    AnyFootprint = Counted | Footprint
+
 ENGINE = 2 << 30  # bytes of vLLM's own two processes on a CPU, before they hold anything: an allowance
 GRADERS = 110 << 20  # bytes of the libraries that are imported when the first answer is graded, as seen on CPython 3.11
 HEAP_KEEPS = 3.0  # times the need: what a process was seen to hold at most (eval/results/memory.json)
@@ -110,8 +113,8 @@ class Forecast:
         sharing = processes.local_count if self.device == "cpu" else 1  # a GPU is one process's
         self.limit = int(config.memory) if config.memory else free_memory(self.device) // sharing
         self.work = count_work(config, inputs)
-        self._footprints: dict[str, Footprint] = {}
-        self._other_footprints: dict[str, list[Footprint]] = {}
+        self._footprints: dict[str, AnyFootprint] = {}
+        self._other_footprints: dict[str, list[AnyFootprint]] = {}
 
     @cached_property
     def memory(self) -> Memory:
@@ -129,7 +132,7 @@ class Forecast:
         config, student = self.config, self.memory.student
         checkpoint = student + self.memory.optimizer
         written = -(-config.steps // config.checkpoint_every)
-        kept = written if config.keep_checkpoints else min(written, KEPT + 1)
+        kept = written if config.keep_checkpoints else min(written, KEPT_CHECKPOINTS + 1)
         return Disk(checkpoint, student + kept * checkpoint, room_for(config.output))
 
     @cached_property
@@ -254,45 +257,65 @@ class Forecast:
 
     def _without_phases(self, quantize: str) -> Memory:
         shape, others = self._footprint(quantize), self._others(quantize)
-        program = CUDA_CONTEXT if self.device == "cuda" else resident_memory()
         bases, experts = (sum(getattr(one, part) for one in (shape, *others)) for part in ("base", "experts"))
         if self.config.shard_base:  # and while a layer runs, it and the next one whole
             bases -= sum(sum(one.layers) - -(-sum(one.layers) // self.processes.count) - 2 * max(one.layers) for one in (shape, *others))
         copy = shape.student if self.config.start != "none" else 0  # the student as it began
-        return Memory(program, bases, experts + copy, shape.student, optimizer=2 * shape.student)
+        return Memory(program_memory(self.device), bases, experts + copy, shape.student, optimizer=2 * shape.student)
 
-    def _footprint(self, quantize: str) -> Footprint:
+    def _footprint(self, quantize: str) -> "AnyFootprint":
         if quantize not in self._footprints:
             inputs = self.inputs
             experts = () if inputs.teacher_base else inputs.experts
-            self._footprints[quantize] = Footprint(inputs.base.location, experts, inputs.lora_rank, inputs.targets, quantize, self.device)
+            self._footprints[quantize] = footprint_of(inputs.base, experts, inputs.lora_rank, inputs.targets, quantize, self.device)
         return self._footprints[quantize]
 
-    def _others(self, quantize: str) -> list[Footprint]:
+    def _others(self, quantize: str) -> "list[AnyFootprint]":
         """The models besides the student's base."""
         if quantize not in self._other_footprints:
             self._other_footprints[quantize] = [
-                Footprint(base.location, experts, 0, (), quantize, self.device) for base, experts in self.inputs.other_models.values()
+                footprint_of(base, experts, 0, (), quantize, self.device) for base, experts in self.inputs.other_models.values()
             ]
         return self._other_footprints[quantize]
 
 
+def footprint_of(base: Base, experts: Sequence[Expert], rank: int, targets: Sequence[str], quantize: str, device: str) -> "AnyFootprint":
+    """What a model with its adapters takes: counted for plain ones, else found by running it without values."""
+    decoder = read_decoder(Path(base.location))
+    if decoder and is_countable(decoder, experts, targets):
+        return Counted(decoder, experts, rank, targets, quantize, device)
+    from gopd_merge.distill.footprint import Footprint
+
+    return Footprint(base.location, experts, rank, targets, quantize, device)
+
+
+def counter_of(base: Base) -> tuple[Counter, int | None]:
+    """What counts the tokens of prompts as the roles read them, and the most that the base can read. Raises GopdError."""
+    folder = Path(base.location)
+    decoder = read_decoder(folder)
+    if decoder and (count := token_counter(folder, decoder.kind)):
+        return count, decoder.context
+    from gopd_merge.distill.rollout import prompt_lengths
+
+    tokenizer = load_tokenizer(base)
+    return partial(prompt_lengths, tokenizer), context_length(base)
+
+
 def count_work(config: MergeConfig, inputs: Inputs) -> Work:
     """Tokens of every prompt that the run will ask. Raises InputError for one that is too long for the base."""
-    tokenizer = load_tokenizer(inputs.base)
-    context = context_length(inputs.base)
+    count, context = counter_of(inputs.base)
     lengths: dict[str, list[int]] = {}
     test_lengths: list[int] = []
     for source in inputs.prompts:
-        lengths[source.domain] = prompt_lengths(tokenizer, [p.prompt for p in source.prompts])
+        lengths[source.domain] = count([p.prompt for p in source.prompts])
         check_lengths(source.domain, lengths[source.domain], config.trained_tokens, context, "--horizon" if config.horizon else MOST)
     for benchmark in inputs.test:
-        found = prompt_lengths(tokenizer, [item.prompt for item in benchmark.items])
+        found = count([item.prompt for item in benchmark.items])
         check_lengths(f"{benchmark.domain}'s test", found, config.max_new_tokens, context)
         test_lengths += found
     probed_lengths: list[int] = []
     for benchmark in inputs.validation:
-        found = prompt_lengths(tokenizer, [item.prompt for item in benchmark.items])
+        found = count([item.prompt for item in benchmark.items])
         check_lengths(f"{benchmark.domain}'s validation", found, config.max_new_tokens, context)
         probed_lengths += found
     mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed)
@@ -354,29 +377,6 @@ def smaller_runs(config: MergeConfig) -> Iterator[list[dict[str, Any]]]:
             ladder.append(change | {"micro_batch_size": micro, "chunk_tokens": chunk})
         if ladder:
             yield ladder
-
-
-def resolve_device(device: str) -> str:
-    """`auto` is the GPU where there is one."""
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def free_memory(device: str) -> int:
-    """Bytes that a new process can have on the device now. Raises InputError for a GPU that is not there."""
-    if device == "cuda":
-        if not torch.cuda.is_available():
-            raise InputError(
-                f"--device {device}: this machine has no GPU that PyTorch can use; use --device cpu, or plan with --memory 24GB"
-            )
-        return int(torch.cuda.mem_get_info()[0])
-    limits = [Path(file).read_text(encoding="ascii").strip() for file in CGROUP_LIMITS if Path(file).exists()]
-    free = int(psutil.virtual_memory().available) + resident_memory()
-    return min([free, *(int(limit) for limit in limits if limit.isdigit())])
-
-
-def resident_memory() -> int:
-    """Bytes of this process now: interpreter and libraries, as a merge has them too."""
-    return int(psutil.Process().memory_info().rss)
 
 
 def flags(options: Mapping[str, Any]) -> str:

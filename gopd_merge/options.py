@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from gopd_merge.errors import InputError
@@ -72,6 +71,8 @@ def checked(kind: type[Config], options: Mapping[str, Any]) -> Config:
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """Options out of a YAML file, or out of a run's merge.json. Raises InputError."""
+    import yaml
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -26,9 +26,10 @@ from gopd_merge.errors import NotEstimatedError
 from gopd_merge.evaluate.statistics import Comparison, Result
 from gopd_merge.experts.intake import CONFIG, WEIGHTS
 from gopd_merge.experts.tensor_file import file_sha256
-from gopd_merge.forecast import Forecast, resolve_device
+from gopd_merge.forecast import Forecast
 from gopd_merge.hub.card import Place, card_text
 from gopd_merge.hub.licence import licences, strictest
+from gopd_merge.machine import resolve_device
 from gopd_merge.parallel import ALONE, Processes, launched
 from gopd_merge.plan import MANIFEST, Inputs, check_output, check_processes, read_inputs
 from gopd_merge.report.document import EVALUATION, RESULTS, checked_document

@@ -17,7 +17,7 @@ ALPHAS = (0.0, 0.5, 1.0, 1.25, 1.5, 2.0, 3.0)
 class ProbeConfig(BaseModel):
     """Which targets are sampled, on what and how. Frozen; equal configs on equal inputs give equal answers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     experts: dict[str, str] = option(
         {},

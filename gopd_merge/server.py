@@ -1,12 +1,10 @@
 """An OpenAI-compatible server: what is served there, and requests that are given again until one is answered. No torch."""
 
-import email.utils
 import os
 import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -218,6 +216,8 @@ def in_threads(count: int, task: Callable[[Item, threading.Event], Result], item
 
     So does an interrupt. A request that is under way is then left to its own time-out.
     """
+    from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+
     stop = threading.Event()
     errors: list[BaseException] = []
 
@@ -260,6 +260,8 @@ def _retry_after(header: str | None) -> float:
         return max(0.0, float(header or 0))
     except ValueError:
         pass
+    import email.utils
+
     try:
         return max(0.0, email.utils.parsedate_to_datetime(header or "").timestamp() - time.time())
     except ValueError:

@@ -26,8 +26,8 @@ from gopd_merge.evaluate.validation import load_validation
 from gopd_merge.experts.base import context_length, load_tokenizer
 from gopd_merge.experts.intake import WEIGHTS
 from gopd_merge.experts.tensor_file import file_sha256
-from gopd_merge.forecast import resolve_device
 from gopd_merge.halving import Candidate, champion
+from gopd_merge.machine import resolve_device
 from gopd_merge.pipeline import MergeResult, look_ahead, merge
 from gopd_merge.plan import MANIFEST, Inputs, check_output, read_inputs
 from gopd_merge.report.document import EVALUATION, ScalePoint

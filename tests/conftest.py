@@ -19,6 +19,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from gopd_merge import server as server_module
+from gopd_merge.cli import main
 from gopd_merge.experts.base import Base, load_base
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,6 +80,19 @@ def run_cli(tmp_path):
             timeout=600,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def run_here(tmp_path, monkeypatch, capsys):
+    """Run the command in this process, in a folder of its own: its exit code and what it printed. Much quicker than `run_cli`."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
 
     return run
 

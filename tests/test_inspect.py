@@ -11,8 +11,8 @@ from gopd_merge.inspection import inspect
 from gopd_merge.report.inspection import bars
 
 
-def test_inspect_shows_each_adapter_and_whether_they_fit(run_cli, code_copy):
-    done = run_cli("inspect", "adapters/math.lora", "adapters/code.lora")
+def test_inspect_shows_each_adapter_and_whether_they_fit(run_here, code_copy):
+    done = run_here("inspect", "adapters/math.lora", "adapters/code.lora")
     assert done.returncode == 0, done.stderr
     for shown in (
         "rank 8, alpha 16",
@@ -25,10 +25,10 @@ def test_inspect_shows_each_adapter_and_whether_they_fit(run_cli, code_copy):
     assert done.stderr == ""
 
 
-def test_inspect_as_json_is_one_document(run_cli, code_copy, math_copy):
+def test_inspect_as_json_is_one_document(run_here, code_copy, math_copy):
     from safetensors import safe_open
 
-    document = json.loads(run_cli("inspect", "adapters/math.lora", "adapters/code.lora", "--json").stdout)
+    document = json.loads(run_here("inspect", "adapters/math.lora", "adapters/code.lora", "--json").stdout)
     code, math = document["experts"]
     with safe_open(math_copy / "adapter_model.safetensors", framework="numpy") as file:
         count = sum(int.__mul__(*file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
@@ -38,23 +38,23 @@ def test_inspect_as_json_is_one_document(run_cli, code_copy, math_copy):
     assert document["conflict"] is None
 
 
-def test_inspect_shows_what_it_can_and_then_what_is_wrong(run_cli, code_copy, edit_config):
+def test_inspect_shows_what_it_can_and_then_what_is_wrong(run_here, code_copy, edit_config):
     edit_config(code_copy, base_model_name_or_path="other/base")
-    done = run_cli("inspect", "adapters/math.lora", "adapters/code.lora")
+    done = run_here("inspect", "adapters/math.lora", "adapters/code.lora")
     assert "not mergeable: adapters/math.lora was trained on adapters/tiny-base, adapters/code.lora on other/base" in done.stdout
     edit_config(code_copy, bias="all", peft_type="LOHA")
-    done = run_cli("inspect", "adapters/math.lora", "adapters/code.lora")
+    done = run_here("inspect", "adapters/math.lora", "adapters/code.lora")
     assert done.returncode == 2
     assert "rank 8" in done.stdout
     assert done.stderr.startswith("gopd-merge: adapters/code.lora: 2 problems\n  adapter_config.json: peft_type is 'LOHA'")
-    done = run_cli("inspect")
+    done = run_here("inspect")
     assert done.returncode == 2
     assert "none given" in done.stderr
 
 
-def test_inspect_gives_no_norm_where_the_update_is_no_product(run_cli, code_copy, make_dora):
+def test_inspect_gives_no_norm_where_the_update_is_no_product(run_here, code_copy, make_dora):
     make_dora("adapters/dora.lora")
-    done = run_cli("inspect", "adapters/dora.lora", "adapters/math.lora")
+    done = run_here("inspect", "adapters/dora.lora", "adapters/math.lora")
     assert done.returncode == 0, done.stderr
     assert "DoRA, rank 2" in done.stdout
     assert "no plain B · A" in done.stdout

@@ -12,6 +12,7 @@ LEVEL = {
     "parallel": 2,
     "consistency": 1,
     "disk": 1,
+    "machine": 1,
     "stopping": 1,
     "options": 1,
     "server": 1,
@@ -60,8 +61,10 @@ WITHOUT_TORCH = (
     "config",
     "config_file",
     "errors",
+    "forecast",
     "halving",
     "hub",
+    "machine",
     "options",
     "parallel",
     "plan",
@@ -70,7 +73,11 @@ WITHOUT_TORCH = (
     "sweep_config",
     "tracking",
 )
-LIGHT = ("experts.intake", "experts.base", "prompts.sources", "evaluate.suites", "evaluate.items", "evaluate.rows")
+LIGHT = (
+    *("experts.intake", "experts.base", "experts.decoder", "experts.token_counts", "prompts.sources"),
+    *("distill.counted", "distill.counted_pass", "distill.ledger", "distill.methods", "distill.sizes"),
+    *("evaluate.suites", "evaluate.items", "evaluate.rows"),
+)
 
 
 def imports(path: Path):
@@ -131,6 +138,12 @@ def test_what_must_answer_at_once_does_not_import_torch_when_it_is_imported():
         if place(path).split(".")[0] in WITHOUT_TORCH or place(path) in LIGHT:
             for name, at_import in imports(path):
                 assert not (at_import and name.split(".")[0] in heavy), f"{place(path)} imports {name}"
+
+
+def test_statistics_are_imported_when_something_is_measured_not_before_a_merge():
+    """`scipy.stats` takes half a second; `import scipy` alone fetches it when it is named."""
+    for path in PACKAGE.rglob("*.py"):
+        assert not any(name == "scipy.stats" and at_import for name, at_import in imports(path)), place(path)
 
 
 def test_the_rules_would_notice_an_arrow_that_points_up():

@@ -5,7 +5,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
 
 import pytest
 import torch
@@ -13,23 +12,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from gopd_merge.cli import main
 from gopd_merge.config import make_config
 from gopd_merge.forecast import Forecast, smaller_runs
 from gopd_merge.plan import read_inputs
-
-
-@pytest.fixture
-def run_here(tmp_path, monkeypatch, capsys):
-    """Run the command in this process, in a folder of its own: its exit code and what it printed. Much quicker than `run_cli`."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
-
-    return run
 
 
 @pytest.fixture
@@ -181,6 +166,18 @@ def test_a_base_that_transformers_does_not_know_is_refused_in_a_line(run_here, b
         assert refused.returncode == 1
         assert "is it a model that Transformers knows?" in refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+def test_a_base_of_another_kind_is_run_without_values_and_takes_about_as_much(run_here, both, adapters, tmp_path):
+    """A plain one is only counted. Both must know the activation's source for the way back, whatever activation it is."""
+    base = shutil.copytree(adapters / "tiny-base", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    options = [*both, "--no-eval", "--output", tmp_path / "o.lora", "--json"]
+    run, counted = (json.loads(run_here("plan", *options, *more).stdout) for more in (["--base", base], []))
+    assert run["work"] == counted["work"]
+    for phase, size in counted["memory"]["phases"].items():
+        assert size == pytest.approx(run["memory"]["phases"][phase], rel=0.1), phase
 
 
 @pytest.mark.slow

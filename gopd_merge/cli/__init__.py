@@ -9,14 +9,11 @@ import cyclopts
 from cyclopts import App, Group
 
 import gopd_merge
-from gopd_merge.cli import chatting, evaluating, looking, merging, probing, publishing, starting, sweeping, using
+from gopd_merge.cli import merging
 from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, ESSENTIAL, HELP_ALL, JSON, PROCESSES, QUIET, RESUME, signature
 from gopd_merge.config import MergeConfig
 from gopd_merge.errors import GopdError, InputError, Interrupted
-from gopd_merge.eval_config import CompareConfig, EvalConfig
 from gopd_merge.parallel import launched
-from gopd_merge.probe_config import ProbeConfig
-from gopd_merge.sweep_config import SweepConfig
 
 HELP = """Merge LoRA experts of one base model into one adapter, by on-policy distillation (G-OPD / ExOPD).
 
@@ -26,13 +23,30 @@ HELP = """Merge LoRA experts of one base model into one adapter, by on-policy di
 """
 
 
+# What is not the merge itself is imported when it is asked for: name, function, help.
+COMMANDS = (
+    ("resume", "merging:resume", "Go on with a merge that was stopped or killed, as it was begun."),
+    ("probe", "probing:probe", "Choose α on validation questions, without training."),
+    ("sweep", "sweeping:sweep", "Choose α, learning rate, steps by short merges, then merge."),
+    ("eval", "evaluating:evaluate", "Measure adapters on benchmarks, beside their base."),
+    ("compare", "evaluating:compare", "Measure a merge against its experts and tuned rivals: is it better?"),
+    ("report", "evaluating:report", "Write what was measured as one page: verdict, scores, answers."),
+    ("chat", "chatting:chat", "Talk to a merged adapter, beside its experts or the base."),
+    ("init", "starting:init", "Write a commented merge.yaml for these adapters."),
+    ("export", "using:export", "Write an adapter as GGUF for llama.cpp, or as one bfloat16 model."),
+    ("publish", "publishing:publish", "Put a merged adapter and its card on the Hub, in one commit."),
+    ("inspect", "looking:inspect", "Show what adapters are, and whether they fit together."),
+    ("doctor", "looking:doctor", "Show what this machine has for a merge, and what is missing."),
+)
+
+
 def build_app(full: bool = True) -> App:
     """The command with one flag per field of its config. Unless `full`, the help of a merge shows those that a first one needs."""
     app = App(
         name="gopd-merge",
         help=HELP,
-        help_format="markdown",
-        version=gopd_merge.__version__,
+        help_format="plaintext",
+        version=lambda: gopd_merge.__version__,
         help_on_error=False,
         group_commands=Group("Commands", sort_key=-1),
     )
@@ -51,43 +65,13 @@ def build_app(full: bool = True) -> App:
         """Show what a merge would use and take: memory, tokens, time."""
         merging.plan(options)
 
-    def probe(**options: Any) -> None:
-        """Choose α on validation questions, without training."""
-        probing.probe(options)
-
-    def evaluate(*adapters: str, **options: Any) -> None:
-        """Measure adapters on benchmarks, beside their base."""
-        evaluating.evaluate(EvalConfig, adapters, options)
-
-    def compare(*adapters: str, **options: Any) -> None:
-        """Measure a merge against its experts and tuned rivals: is it better?"""
-        evaluating.evaluate(CompareConfig, adapters, options)
-
-    def sweep(**options: Any) -> None:
-        """Choose α, learning rate, steps by short merges, then merge."""
-        sweeping.sweep(options)
-
     # Functions have a __signature__ that type checkers do not know of; the flags are read off it.
     run.__signature__ = signature(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN, RESUME, essential=essential)  # type: ignore[attr-defined]
     plan.__signature__ = signature(MergeConfig, CONFIG, JSON, CALIBRATE, PROCESSES, essential=essential)  # type: ignore[attr-defined]
-    probe.__signature__ = signature(ProbeConfig, JSON, QUIET)  # type: ignore[attr-defined]
-    evaluate.__signature__ = signature(EvalConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
-    compare.__signature__ = signature(CompareConfig, JSON, QUIET, arguments="adapters")  # type: ignore[attr-defined]
-    sweep.__signature__ = signature(SweepConfig, CONFIG, JSON, QUIET, without=("alpha",))  # type: ignore[attr-defined]
     app.default(run)
-    app.command(merging.resume, name="resume")
     app.command(plan)
-    app.command(probe)
-    app.command(sweep)
-    app.command(evaluate, name="eval")
-    app.command(compare)
-    app.command(evaluating.report, name="report")
-    app.command(chatting.chat, name="chat")
-    app.command(starting.init, name="init")
-    app.command(using.export, name="export")
-    app.command(publishing.publish, name="publish")
-    app.command(looking.inspect, name="inspect")
-    app.command(looking.doctor, name="doctor")
+    for name, function, text in COMMANDS:
+        app.command(f"gopd_merge.cli.{function}", name=name, help=text)
     return app
 
 

@@ -9,28 +9,41 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from gopd_merge.cli.options import JSON, QUIET, takes
 from gopd_merge.cli.quiet import quieten_libraries
 from gopd_merge.errors import GopdError, InputError, Interrupted
-from gopd_merge.eval_config import EvalConfig
+from gopd_merge.eval_config import CompareConfig, EvalConfig
 from gopd_merge.options import checked
 from gopd_merge.stopping import stop_on_signals
 
 FORMATS = {"html": ".html", "markdown": ".md", "json": ".json", "text": ".txt"}
 
 
-def evaluate(kind: type[EvalConfig], adapters: Sequence[str], options: dict[str, Any]) -> None:
+@takes(EvalConfig, JSON, QUIET, arguments="adapters")
+def evaluate(*adapters: str, **options: Any) -> None:
+    """Measure adapters beside their base."""
+    _measure(EvalConfig, adapters, options)
+
+
+@takes(CompareConfig, JSON, QUIET, arguments="adapters")
+def compare(*adapters: str, **options: Any) -> None:
+    """Measure a merge against its experts and tuned rivals."""
+    _measure(CompareConfig, adapters, options)
+
+
+def _measure(kind: type[EvalConfig], adapters: Sequence[str], options: dict[str, Any]) -> None:
     """Measure what the options say, and print the table or the document."""
     as_json, quiet = options.pop("json", False), options.pop("quiet", False)
     config = checked(kind, {**options, "adapters": tuple(adapters)})
     quieten_libraries()
     stop_on_signals()
-    from gopd_merge.comparison.run import compare
+    from gopd_merge.comparison.run import compare as compare_all
     from gopd_merge.report.progress import Progress, Silent
 
     command = shlex.join(["gopd-merge", *sys.argv[1:]])
     with Silent() if quiet else Progress() as listener:
         try:
-            found = compare(config, command, listener)
+            found = compare_all(config, command, listener)
         except OSError as error:
             raise GopdError(f"{error.filename or config.output}: {error.strerror or error}; what was answered is kept") from error
         except Interrupted as error:

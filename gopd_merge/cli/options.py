@@ -3,11 +3,12 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from cyclopts import Group, Parameter
 from pydantic import BaseModel
 
+Command = TypeVar("Command", bound=Callable[..., None])
 # Flags that are no options of a config: name, type, help, group.
 Flag = tuple[str, Any, str, str]
 CONFIG: Flag = ("config", Path | None, "options from this YAML file, or from a run's merge.json; flags given as well win", "What to merge")
@@ -44,6 +45,17 @@ NAMES = (
 )
 FIRST = Group("Options", sort_key=0)
 GROUPS = {name: Group(name, sort_key=index) for index, name in enumerate(NAMES)}
+
+
+def takes(model: type[BaseModel], *flags: Flag, arguments: str = "", without: Sequence[str] = ()) -> Callable[[Command], Command]:
+    """A command that takes all options of the config, of which the command line reads its flags."""
+
+    def with_signature(command: Command) -> Command:
+        # Functions have a __signature__ that type checkers do not know of; the flags are read off it.
+        command.__signature__ = signature(model, *flags, arguments=arguments, without=without)  # type: ignore[attr-defined]
+        return command
+
+    return with_signature
 
 
 def signature(
@@ -98,4 +110,6 @@ def _default_text(default: Any) -> Callable[[Any], str] | bool:
     """How --help shows a default: as the config has it, and not at all where it says nothing."""
     if default in (None, {}, (), False):
         return False
-    return lambda _: ",".join(f"{x:g}" if isinstance(x, float) else x for x in default) if isinstance(default, tuple) else f"{default}"
+    if not isinstance(default, tuple):
+        return lambda _: f"{default}"
+    return lambda _: ",".join(f"{x:g}" if isinstance(x, float) else f"{x}" for x in default)

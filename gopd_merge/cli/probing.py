@@ -5,6 +5,7 @@ import sys
 from json import dumps as dump_json
 from typing import Any
 
+from gopd_merge.cli.options import JSON, QUIET, takes
 from gopd_merge.cli.quiet import quieten_libraries
 from gopd_merge.config import MergeConfig
 from gopd_merge.errors import GopdError, Interrupted
@@ -13,7 +14,8 @@ from gopd_merge.probe_config import ProbeConfig
 from gopd_merge.stopping import stop_on_signals
 
 
-def probe(options: dict[str, Any]) -> None:
+@takes(ProbeConfig, JSON, QUIET)
+def probe(**options: Any) -> None:
     """Measure the targets, and print their scores, the choice and the command to give next."""
     as_json, quiet = options.pop("json", False), options.pop("quiet", False)
     config = checked(ProbeConfig, options)

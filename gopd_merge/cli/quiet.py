@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 
 
@@ -13,6 +14,11 @@ def quieten_libraries() -> None:
     warnings.filterwarnings("ignore", module="(transformers|peft|bitsandbytes|torch)")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # the forecast reports what it cannot do itself
-    from transformers.utils.logging import disable_progress_bar
+    if "huggingface_hub" in sys.modules:  # it has read the variables; what is imported later asks it
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    disable_progress_bar()
+        disable_progress_bars()
+    if "transformers" in sys.modules:
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()

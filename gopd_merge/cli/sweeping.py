@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gopd_merge.cli.merging import summary
+from gopd_merge.cli.options import CONFIG, JSON, QUIET, takes
 from gopd_merge.cli.quiet import quieten_libraries
 from gopd_merge.errors import GopdError, Interrupted
 from gopd_merge.options import checked, read_config_file
@@ -14,7 +15,8 @@ from gopd_merge.stopping import stop_on_signals
 from gopd_merge.sweep_config import SWEPT, SweepConfig
 
 
-def sweep(options: dict[str, Any]) -> None:
+@takes(SweepConfig, CONFIG, JSON, QUIET, without=("alpha",))
+def sweep(**options: Any) -> None:
     """Run a sweep; print its runs and the winner's table, or both as one document."""
     as_json, quiet = options.pop("json", False), options.pop("quiet", False)
     config = _config(options)

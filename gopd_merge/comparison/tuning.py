@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
+import scipy
 
 from gopd_merge.comparison.contenders import Contender
 from gopd_merge.comparison.measuring import TUNING, Setup, measure
@@ -118,5 +118,5 @@ def best_row(scores: Sequence[Sequence[float]], metrics: Sequence[str]) -> int:
     """
     values = np.asarray(scores)  # (rows, benchmarks)
     if len({metric == EXPERT_REWARD for metric in metrics}) > 1:
-        values = rankdata(values, axis=0)
+        values = scipy.stats.rankdata(values, axis=0)
     return int(values.mean(axis=1).argmax())

@@ -1,22 +1,11 @@
-"""Who answers the prompts of a step: the student (on-policy), each domain's expert, or the data."""
+"""The prompts of a step are answered by whom the method says: the student (on-policy), each domain's expert, or the data."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from gopd_merge.distill.cast import Cast
 from gopd_merge.distill.engines import HfEngine
+from gopd_merge.distill.methods import ANSWERED_BY
 from gopd_merge.distill.rollout import Rollout, generate, joined, tokenize, written
-
-Answerer = Literal["student", "experts", "data"]
-ANSWERED_BY: dict[str, Answerer] = {
-    "exopd": "student",
-    "opd": "student",
-    "alternate": "student",
-    "rkl": "experts",
-    "seqkd": "experts",
-    "sft": "data",
-}
-LEARNT_BY_HEART = ("seqkd", "sft")  # methods whose loss is the cross-entropy of what was answered
 
 
 def respond(

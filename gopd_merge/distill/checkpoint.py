@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gopd_merge.disk import as_os_error, remove, whole_folder, write_json
+from gopd_merge.distill.sizes import KEPT_CHECKPOINTS
 from gopd_merge.errors import GopdError
 from gopd_merge.experts.intake import WEIGHTS
 from gopd_merge.experts.tensor_file import file_sha256
 
 SCHEMA = 1  # of what is in a checkpoint
-KEPT = 2  # the last ones
 MANIFEST, STATE, MOMENTS, GROUPS = "checkpoint.json", "state.json", "optimizer.safetensors", "optimizer.json"
 
 
@@ -39,7 +39,7 @@ class Checkpoints:
     """Those of one run, in one folder."""
 
     def __init__(self, folder: Path, every: int, minutes: float, keep_all: bool = False) -> None:
-        """One is due after `every` steps, or `minutes` after the last one; the last KEPT are kept, or all."""
+        """One is due after `every` steps, or `minutes` after the last one; the last KEPT_CHECKPOINTS are kept, or all."""
         self._folder, self._every, self._seconds, self._keep_all = folder, every, 60 * minutes, keep_all
         self._saved = time.monotonic()
         self.save: Callable[[], None] = lambda: None  # a checkpoint of the run as it is: a run that is under way puts it here
@@ -61,7 +61,7 @@ class Checkpoints:
         self._saved = time.monotonic()
         last = [other for other in self.steps() if other <= step]
         gone = [other for other in self.steps() if other > step]  # they were passed over when the run went on
-        gone += [] if self._keep_all else last[:-KEPT]
+        gone += [] if self._keep_all else last[:-KEPT_CHECKPOINTS]
         cut_off = [path.name for path in self._folder.glob(".step-*")]  # by a kill
         remove(self._folder, [*(f"step-{other:06d}" for other in gone), *cut_off])
 

@@ -7,7 +7,6 @@ would allocate it: a storage lives from the operation that makes it until the la
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,22 +20,9 @@ from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert, la
 from gopd_merge.distill.fused import backward_in_chunks, normalise_
 from gopd_merge.distill.mixture import float_logits
 from gopd_merge.distill.objective import HIDDEN, gradient_of, hidden_distance
-from gopd_merge.distill.target import PROBED_TOKENS
+from gopd_merge.distill.sizes import PROBED_TOKENS, Sizes, nf4_bytes
 from gopd_merge.experts.base import load_dtypes
 from gopd_merge.experts.intake import Expert
-
-NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256  # values per scale, and scales per scale of the scales (double quantisation)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What decides how much memory a step takes, besides the model. Every response is taken to reach its limit."""
-
-    batch_size: int
-    micro_batch_size: int
-    chunk_tokens: int
-    prompt_tokens: int  # of the longest prompt
-    max_new_tokens: int
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -111,7 +97,7 @@ class Footprint:
                 module.__class__ = _Linear4bit
             self.weights = weights = _stored(model)  # not quantised
             self.parameters = model.num_parameters()
-            self.base = weights - sum(m.weight.nbytes - _nf4_bytes(m.weight.numel()) for m in quantised)
+            self.base = weights - sum(m.weight.nbytes - nf4_bytes(m.weight.numel()) for m in quantised)
             packed = {id(m.weight): m.weight.numel() // 2 for m in quantised}  # their scales are not shared out
             self.layers = [sum(packed.get(id(p), p.nbytes) for p in layer.parameters()) for layer in layers_of(model)]
             self._backbone = Backbone(model, None, experts, as_shapes=True)
@@ -189,22 +175,24 @@ class Footprint:
 
         `apart`: the hidden states of both roles are kept, not their mixture. `ratios`: both are projected, a chunk at a time.
         """
-        rows, tokens = sizes.micro_batch_size, sizes.max_new_tokens
+        rows, tokens, backbone = sizes.micro_batch_size, sizes.max_new_tokens, self._backbone
         live = LiveBytes()
-        with self._fake, live:
-            kept = 2 if apart or not self._backbone.head_is_shared else 1
-            left = torch.zeros(kept * sizes.batch_size * tokens, self._backbone.hidden_size)
+        with self._fake, live, backbone.float_head():
+            kept = 2 if apart or not backbone.head_is_shared else 1
+            left = torch.zeros(kept * sizes.batch_size * tokens, backbone.hidden_size)
             roles = [self._roles[i % len(self._roles)] for i in range(rows)] if self._roles else []
             roles = sorted([*roles, *[REFERENCE] * rows])
-            hidden = self._backbone.hidden(roles, _ids(len(roles), sizes))
+            backbone.logits(left[:1], roles[0])  # earlier micro-batches have left the head in float32
+            hidden = backbone.hidden(roles, _ids(len(roles), sizes))
             own = hidden.flatten(0, 1)[torch.arange(len(roles) * tokens)]  # any places will do
-            normalise_(self._backbone.logits(own[: min(rows * PROBED_TOKENS, sizes.chunk_tokens)], roles[0]))
             if ratios:
-                log_probs = [self._backbone.logits(own[: sizes.chunk_tokens], roles[0]).log_softmax(-1) for _ in range(2)]
+                log_probs = [backbone.logits(own[: sizes.chunk_tokens], roles[0]).log_softmax(-1) for _ in range(2)]
                 torch.stack(log_probs).exp().sum(-1)
                 del log_probs
+            del hidden
+            normalise_(backbone.logits(own[: min(rows * PROBED_TOKENS, sizes.chunk_tokens)], roles[0]))
             part = own[: rows * tokens].float() * 1.0
-            del part, hidden, left
+            del part, left
         return live.peak
 
     def update(self, sizes: Sizes, estimator: str, top_k: int = 64, apart: bool = False, recompute: bool = False) -> int:
@@ -257,12 +245,6 @@ def _stored(model: nn.Module) -> int:
     """Bytes of all distinct parameters and buffers."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return sum(t.nbytes for t in tensors.values())
-
-
-def _nf4_bytes(values: int) -> int:
-    """Two values a byte, one byte a block for its scale, and one float32 for every 256 of those."""
-    blocks = -(-values // NF4_BLOCK)
-    return values // 2 + blocks + 4 * -(-blocks // NF4_OUTER_BLOCK)
 
 
 def _give_fake_storage(model: nn.Module) -> None:

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from gopd_merge.distill.objective import OfLogits, hidden_distance, importance
-
-CACHED_BLOCK = 4 << 20  # bytes of logits that are worked on at once on a CPU
-LARGE_BLOCK = 32 << 20  # on other devices, which need more at once to be busy
+from gopd_merge.distill.sizes import CACHED_BLOCK, LARGE_BLOCK
 
 
 @dataclass(frozen=True)

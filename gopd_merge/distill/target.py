@@ -17,9 +17,8 @@ from gopd_merge.distill.fused import normalise_
 from gopd_merge.distill.objective import Aim, coarse, spread_tail
 from gopd_merge.distill.remote_target import top_k_target
 from gopd_merge.distill.rollout import Rollout
+from gopd_merge.distill.sizes import PROBED_TOKENS
 from gopd_merge.distill.tilt import PLAIN, Rule
-
-PROBED_TOKENS = 8  # of each response, spread evenly: enough for the step's mean reward, little to project
 
 
 @dataclass(frozen=True)

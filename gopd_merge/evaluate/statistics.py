@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are imported when they are first named: `stats` takes half a second
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, bootstrap, permutation_test, t
 
 CONFIDENCE = 0.95
 RESAMPLES = 4999  # of a bootstrap
@@ -145,7 +145,7 @@ def is_better(low: float, p_holm: float) -> bool:
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson's score interval)."""
-    interval = binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
+    interval = scipy.stats.binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -154,7 +154,7 @@ def t_interval(by_question: ArrayLike) -> tuple[float, float]:
     values = np.asarray(by_question, dtype=np.float64)
     if len(values) < 2:
         raise ValueError(f"{len(values)} question; an interval needs two")
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     return float(values.mean()) - half, float(values.mean()) + half
 
 
@@ -205,7 +205,7 @@ def sign_test_p(values: ArrayLike) -> float:
     """Two-sided exact p that wins (above 0) and losses (below 0) are equally likely; ties do not speak."""
     signs = np.sign(np.asarray(values))
     wins, losses = int((signs > 0).sum()), int((signs < 0).sum())
-    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    return float(scipy.stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def mcnemar_p(first: ArrayLike, second: ArrayLike) -> float:
@@ -224,7 +224,9 @@ def permutation_p(differences: ArrayLike, seed: int = 0) -> float:
     if len(values) < 2:  # of one question, both signs are as far from zero
         return 1.0
     rng = np.random.default_rng(seed)
-    result = permutation_test((values,), np.sum, permutation_type="samples", n_resamples=FLIPS, batch=BATCH, vectorized=True, rng=rng)
+    result = scipy.stats.permutation_test(
+        (values,), np.sum, permutation_type="samples", n_resamples=FLIPS, batch=BATCH, vectorized=True, rng=rng
+    )
     return float(result.pvalue)
 
 
@@ -247,7 +249,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _percentiles(values: NDArray[np.float64], seed: int) -> tuple[float, float]:
     rng = np.random.default_rng(seed)
-    found = bootstrap(
+    found = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, batch=BATCH, vectorized=True, confidence_level=CONFIDENCE, method="percentile", rng=rng
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -58,6 +58,11 @@ def check_patterns(settings: LoraSettings, modules: Iterable[str]) -> list[tuple
     return []
 
 
+def has_patterns(settings: LoraSettings) -> bool:
+    """Whether they select modules, ranks or scales by a regular expression."""
+    return next(_forms(settings), None) is not None
+
+
 def _forms(settings: LoraSettings) -> Iterator[tuple[str, str, str, bool]]:
     """(field, pattern, the expression that PEFT makes of it, whether that must fit the whole name)."""
     for field in ("target_modules", "exclude_modules"):

@@ -1,26 +1,31 @@
-"""The memory that is predicted without loading anything is the memory that the real thing takes."""
+"""The memory that is predicted without loading anything is the memory that the real thing takes, run without values or counted."""
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone, expert
-from gopd_merge.distill.footprint import Footprint, LiveBytes, Sizes
+from gopd_merge.distill.counted import Counted
+from gopd_merge.distill.footprint import Footprint, LiveBytes
 from gopd_merge.distill.fused import backward_in_chunks, normalise_
 from gopd_merge.distill.objective import ESTIMATORS, HIDDEN, gradient_of
+from gopd_merge.distill.sizes import Sizes
 from gopd_merge.experts.base import Base, load_base
+from gopd_merge.experts.decoder import read_decoder
 from gopd_merge.experts.intake import read_experts
 
 SIZES = Sizes(batch_size=16, micro_batch_size=8, chunk_tokens=128, prompt_tokens=40, max_new_tokens=60)
 
 
 @pytest.fixture(scope="module", params=["none", "nf4"])
-def pair(request, adapters):
-    """The embedded default loaded, and its footprint."""
+def loaded(request, adapters):
+    """The embedded default loaded, the bytes of its base, and what it was made of."""
     location = str(adapters / "tiny-base")
     experts = read_experts({d: str(adapters / f"{d}.lora") for d in ("math", "code")})
     targets = sorted({t for e in experts for t in e.targets})
@@ -28,7 +33,15 @@ def pair(request, adapters):
     base_bytes = model.get_memory_footprint()
     backbone = Backbone(model, tokenizer, experts)
     backbone.add_student(8, targets, seed=0)
-    return backbone, base_bytes, Footprint(location, experts, 8, targets, request.param, "cpu")
+    return backbone, base_bytes, (location, experts, 8, targets, request.param, "cpu")
+
+
+@pytest.fixture(scope="module", params=["run without values", "counted"])
+def pair(request, loaded):
+    """The same with the footprint, found in either way."""
+    backbone, base_bytes, (location, *others) = loaded
+    made = Counted(read_decoder(Path(location)), *others) if request.param == "counted" else Footprint(location, *others)
+    return backbone, base_bytes, made
 
 
 def allocated_at_most(run, folder):
@@ -118,6 +131,20 @@ def test_the_pass_of_expert_and_reference_takes_what_is_predicted(pair, tmp_path
     backbone, _, footprint = pair
     found = allocated_at_most(lambda: score_pass(backbone, expert("math")), tmp_path)
     assert footprint.score(ONE_MICRO_BATCH) == pytest.approx(found, rel=0.15)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_counted_is_what_a_step_takes_where_heads_of_queries_share_keys(adapters, tmp_path, kind):
+    """There the code that is run without values makes a mask, and copies for every head, which a real step does without."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 2}
+    config = AutoConfig.for_model(kind, **sizes, head_dim=16, vocab_size=512, dtype="float32")
+    config.save_pretrained(tmp_path)
+    backbone = Backbone(AutoModelForCausalLM.from_config(config), None, [])
+    backbone.add_student(8, ["q_proj", "v_proj", "down_proj"], seed=0)
+    counted = Counted(read_decoder(tmp_path), [], 8, ["q_proj", "v_proj", "down_proj"], "none", "cpu")
+    found = allocated_at_most(real_update(backbone, "full"), tmp_path)
+    assert counted.update(SIZES, "full") == pytest.approx(found, rel=0.02)
+    assert counted.update(replace(SIZES, micro_batch_size=6), "full") < 0.9 * found  # a control
 
 
 @pytest.mark.parametrize(

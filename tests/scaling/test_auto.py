@@ -14,9 +14,12 @@ from gopd_merge.casting import load_backbone
 from gopd_merge.cli import main
 from gopd_merge.cli.merging import summary
 from gopd_merge.config import AUTO_ALPHAS, make_config
-from gopd_merge.distill.footprint import Footprint, Sizes
+from gopd_merge.distill.counted import Counted
+from gopd_merge.distill.footprint import Footprint
 from gopd_merge.distill.mixture import expert_and_base, generate_mixture
+from gopd_merge.distill.sizes import Sizes
 from gopd_merge.experts import base as bases
+from gopd_merge.experts.decoder import read_decoder
 from gopd_merge.forecast import Forecast
 from gopd_merge.options import checked
 from gopd_merge.plan import read_inputs
@@ -213,9 +216,10 @@ def test_a_mixed_batch_takes_what_is_predicted(adapters, tmp_path):
     for event in sorted(events, key=lambda e: e["ts"]):
         now += event["args"]["Bytes"]
         peak = max(peak, now)
-    footprint = Footprint(str(adapters / "tiny-base"), inputs.experts, 4, inputs.targets, "none", "cpu")
     sizes = Sizes(batch_size=12, micro_batch_size=1, chunk_tokens=1, prompt_tokens=length, max_new_tokens=60)
-    assert footprint.mixture(sizes) == pytest.approx(peak, rel=0.15)
+    options = (inputs.experts, 4, inputs.targets, "none", "cpu")
+    assert Footprint(str(adapters / "tiny-base"), *options).mixture(sizes) == pytest.approx(peak, rel=0.15)
+    assert Counted(read_decoder(adapters / "tiny-base"), *options).mixture(sizes) == pytest.approx(peak, rel=0.15)
 
 
 def test_a_plan_that_measures_steps_counts_the_probe_too(run, experts):

@@ -1,0 +1,48 @@
+"""Nobody waits for a library that is not needed: what a command imports in a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+from gopd_merge.cli import COMMANDS
+
+LIBRARIES = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "scipy", "datasets", "pandas", "huggingface_hub", "plotly"}
+PROGRAM = """
+import sys
+from gopd_merge.cli import main
+code = main(sys.argv[1:])
+print(*sys.modules, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def imported(adapters):
+    """imported(*words): the modules that a command has imported when it has ended well, in the repository's folder."""
+
+    def run(*words):
+        done = subprocess.run(
+            [sys.executable, "-Ic", PROGRAM, *words], cwd=adapters.parent, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr[:1000]
+        assert done.stdout
+        return set(done.stderr.split())
+
+    return run
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_import_no_library_and_no_other_command(imported, flag):
+    modules = imported(flag)
+    assert not modules & (LIBRARIES | {"numpy", "yaml", "tokenizers", "markdown_it"})
+    others = {f"gopd_merge.cli.{function.split(':')[0]}" for _, function, _ in COMMANDS} - {"gopd_merge.cli.merging"}
+    assert len(others) == 4
+    assert not modules & (others | {"gopd_merge.plan", "gopd_merge.forecast", "gopd_merge.eval_config"})
+
+
+def test_a_plan_of_a_plain_base_imports_no_torch(imported):
+    """Prompts are counted by the tokenizers library alone, memory from the base's config."""
+    modules = imported("plan", "--experts", "adapters/math.lora", "adapters/code.lora", "--alpha", "2", "--overwrite")
+    assert not modules & LIBRARIES
+    assert {"tokenizers", "gopd_merge.forecast"} <= modules  # a control: the names are those of modules
