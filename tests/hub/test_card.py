@@ -7,9 +7,10 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from gopd_merge.errors import InputError
-from gopd_merge.experts.licence import licence_of
+from gopd_merge.experts.licence import HEADER, licence_of
 from gopd_merge.hub.card import Place, card_text
 from gopd_merge.hub.licence import covers, settle
 from gopd_merge.hub.picture import scores_svg
@@ -182,3 +183,7 @@ def test_the_licences_of_a_merge_are_asked_for_when_its_inputs_do_not_settle_one
 def test_the_licence_of_an_input_is_what_its_card_s_header_says(tmp_path, card, expected):
     (tmp_path / "README.md").write_text(card)
     assert licence_of(tmp_path) == expected
+
+
+def test_a_card_s_header_is_what_the_hub_s_library_takes_for_it():
+    assert HEADER.pattern == REGEX_YAML_BLOCK.pattern
