@@ -7,9 +7,7 @@ import yaml
 
 CARD = "README.md"
 LARGEST = 1 << 20  # bytes
-HEADER = re.compile(
-    r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|$))"
-)  # huggingface_hub's, not imported: that takes time
+HEADER = re.compile(r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|$))")  # huggingface_hub's own
 UNKNOWN = ("unknown", "other")  # words of the Hub that name no licence
 
 
