@@ -10,7 +10,7 @@ from cyclopts import App, Group
 
 import gopd_merge
 from gopd_merge.cli import merging
-from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, ESSENTIAL, HELP_ALL, JSON, PROCESSES, QUIET, RESUME, signature
+from gopd_merge.cli.options import CALIBRATE, CONFIG, DRY_RUN, ESSENTIAL, HELP_ALL, JSON, PROCESSES, QUIET, RESUME, takes
 from gopd_merge.config import MergeConfig
 from gopd_merge.errors import GopdError, InputError, Interrupted
 from gopd_merge.parallel import launched
@@ -58,16 +58,15 @@ def build_app(full: bool = True) -> App:
         app["--version"].show = app["--install-completion"].show = False
     essential = None if full else ESSENTIAL
 
+    @takes(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN, RESUME, essential=essential)
     def run(**options: Any) -> None:
         merging.plan(options) if options.pop("dry_run", False) else merging.merge(options)
 
+    @takes(MergeConfig, CONFIG, JSON, CALIBRATE, PROCESSES, essential=essential)
     def plan(**options: Any) -> None:
         """Show what a merge would use and take: memory, tokens, time."""
         merging.plan(options)
 
-    # Functions have a __signature__ that type checkers do not know of; the flags are read off it.
-    run.__signature__ = signature(MergeConfig, CONFIG, JSON, QUIET, DRY_RUN, RESUME, essential=essential)  # type: ignore[attr-defined]
-    plan.__signature__ = signature(MergeConfig, CONFIG, JSON, CALIBRATE, PROCESSES, essential=essential)  # type: ignore[attr-defined]
     app.default(run)
     app.command(plan)
     for name, function, text in COMMANDS:

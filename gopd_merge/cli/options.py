@@ -47,12 +47,12 @@ FIRST = Group("Options", sort_key=0)
 GROUPS = {name: Group(name, sort_key=index) for index, name in enumerate(NAMES)}
 
 
-def takes(model: type[BaseModel], *flags: Flag, arguments: str = "", without: Sequence[str] = ()) -> Callable[[Command], Command]:
-    """A command that takes all options of the config, of which the command line reads its flags."""
+def takes(model: type[BaseModel], *flags: Flag, **choices: Any) -> Callable[[Command], Command]:
+    """A command that takes all options of the config, of which the command line reads its flags. `choices` are those of `signature`."""
 
     def with_signature(command: Command) -> Command:
         # Functions have a __signature__ that type checkers do not know of; the flags are read off it.
-        command.__signature__ = signature(model, *flags, arguments=arguments, without=without)  # type: ignore[attr-defined]
+        command.__signature__ = signature(model, *flags, **choices)  # type: ignore[attr-defined]
         return command
 
     return with_signature
