@@ -18,9 +18,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
+from gopd_merge import MergeConfig, merge
 from gopd_merge import server as server_module
+from gopd_merge.casting import load_backbone
 from gopd_merge.cli import main
+from gopd_merge.comparison.training import renew_student
+from gopd_merge.errors import Interrupted
 from gopd_merge.experts.base import Base, load_base
+from gopd_merge.plan import read_inputs
+from gopd_merge.report.progress import Silent
 
 ROOT = Path(__file__).resolve().parent.parent
 ADAPTERS = ROOT / "adapters"
@@ -162,3 +168,45 @@ def server(remote_server, models, monkeypatch):
     yield server
     if server.is_up:
         server.stop()
+
+
+class StopsAfter(Silent):
+    """A signal comes after the step."""
+
+    def __init__(self, step=None):
+        self.at, self.notes = step, []
+
+    def step(self, step, steps, metrics):
+        if step == self.at:
+            raise Interrupted("stopped", 15)
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def both_loaded(adapters):
+    """The embedded base with both experts, in float32."""
+    config = MergeConfig(experts={d: str(adapters / f"{d}.lora") for d in ("math", "code")}, quantize="none", eval=False)
+    return load_backbone(config, read_inputs(config))
+
+
+@pytest.fixture
+def merge_until(adapters, both_loaded, tmp_path):
+    """merge_until(stop=…, resume=…, **options): a short merge to out.lora, or what it is stopped by; the notes that were heard."""
+
+    def merged(stop=None, resume=False, **options):
+        experts = options.pop("experts", {d: str(adapters / f"{d}.lora") for d in ("math", "code")})
+        sizes = {"steps": 4, "batch_size": 4, "max_new_tokens": 8, "checkpoint_every": 2, "quantize": "none", "eval": False}
+        config = MergeConfig(experts=experts, **{"output": tmp_path / "out.lora"} | sizes | options)
+        inputs = read_inputs(config)
+        renew_student(both_loaded, inputs, config.seed)
+        listener = StopsAfter(stop)
+        if stop is None:
+            merge(config, listener, inputs, both_loaded, resume=resume)
+        else:
+            with pytest.raises(Interrupted):
+                merge(config, listener, inputs, both_loaded, resume=resume)
+        return listener.notes
+
+    return merged

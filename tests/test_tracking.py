@@ -10,71 +10,22 @@ import trackio
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gopd_merge import MergeConfig, merge, tracking
-from gopd_merge.casting import load_backbone
+from gopd_merge import MergeConfig, tracking
 from gopd_merge.cli import main
-from gopd_merge.comparison.training import renew_student
 from gopd_merge.disk import read_json_lines
-from gopd_merge.errors import GopdError, Interrupted
-from gopd_merge.plan import read_inputs
-from gopd_merge.report.progress import Silent
+from gopd_merge.errors import GopdError
 from gopd_merge.tracking import flattened
 
 QUANTITIES = ("kl_to_target", "grad_norm", "learning_rate", "math/reward", "code/kl_to_target")
 SECRET = "0123456789" * 4
 
 
-class StopsAfter(Silent):
-    """A signal comes after the step."""
-
-    def __init__(self, step=None):
-        self.at, self.notes = step, []
-
-    def step(self, step, steps, metrics):
-        if step == self.at:
-            raise Interrupted("stopped", 15)
-
-    def note(self, text):
-        self.notes.append(text)
-
-
-@pytest.fixture(scope="module")
-def experts(adapters):
-    return {domain: str(adapters / f"{domain}.lora") for domain in ("math", "code")}
-
-
-@pytest.fixture(scope="module")
-def loaded(experts):
-    config = MergeConfig(experts=experts, quantize="none", eval=False)
-    return load_backbone(config, read_inputs(config))
-
-
 @pytest.fixture
-def run(experts, loaded, tmp_path):
-    """run(stop=…, resume=…, **options): a merge of four steps to out.lora, or what it is stopped by; the notes that were heard."""
-
-    def merged(stop=None, resume=False, **options):
-        sizes = {"steps": 4, "batch_size": 4, "max_new_tokens": 8, "checkpoint_every": 2, "quantize": "none", "eval": False}
-        config = MergeConfig(experts=experts, output=tmp_path / "out.lora", **(sizes | options))
-        inputs = read_inputs(config)
-        renew_student(loaded, inputs, config.seed)
-        listener = StopsAfter(stop)
-        if stop is None:
-            merge(config, listener, inputs, loaded, resume=resume)
-        else:
-            with pytest.raises(Interrupted):
-                merge(config, listener, inputs, loaded, resume=resume)
-        return listener.notes
-
-    return merged
-
-
-@pytest.fixture
-def killed(run, tmp_path):
+def killed(merge_until, tmp_path):
     """killed(**options): a run that had logged three steps and whose last checkpoint is of the second."""
 
     def start(**options):
-        run(stop=3, **options)
+        merge_until(stop=3, **options)
         for path in (tmp_path / "out.lora.partial" / "checkpoints" / "step-000003").iterdir():
             path.unlink()
         (tmp_path / "out.lora.partial" / "checkpoints" / "step-000003").rmdir()
@@ -153,9 +104,9 @@ def trackers(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
-def test_a_run_that_is_killed_and_goes_on_is_one_curve_of_the_steps_in_metrics_jsonl(name, trackers, killed, run, tmp_path, capsys):
+def test_a_run_that_is_killed_and_goes_on_is_one_curve_of_the_steps_in_metrics_jsonl(name, trackers, killed, merge_until, tmp_path, capsys):
     killed(track=name)
-    notes = run(track=name, resume=True)
+    notes = merge_until(track=name, resume=True)
     assert any(f"{name} has steps 3 to 3 from before the run was stopped; they are not logged twice" in note for note in notes)
     rows = [flattened(row) for row in read_json_lines(tmp_path / "out.lora" / "metrics.jsonl")]
     found = trackers[name](tmp_path)
@@ -170,22 +121,22 @@ def test_a_run_that_is_killed_and_goes_on_is_one_curve_of_the_steps_in_metrics_j
         assert SECRET.encode() not in path.read_bytes(), path
 
 
-def test_a_tracker_that_a_run_gets_later_has_all_of_it(trackers, run, tmp_path):
-    run(stop=2)
-    notes = run(track="tensorboard", resume=True)
+def test_a_tracker_that_a_run_gets_later_has_all_of_it(trackers, merge_until, tmp_path):
+    merge_until(stop=2)
+    notes = merge_until(track="tensorboard", resume=True)
     assert [step for step, _ in from_tensorboard(tmp_path)["grad_norm"]] == [1, 2, 3, 4]
     assert not any("logged twice" in note for note in notes)
 
 
-def test_a_tracker_has_the_options_of_the_run(run, tmp_path):
-    run(track="tensorboard", seed=7)
+def test_a_tracker_has_the_options_of_the_run(merge_until, tmp_path):
+    merge_until(track="tensorboard", seed=7)
     (stored,) = tmp_path.glob("runs/*/*/hparams.yml")
     options = yaml.safe_load(stored.read_text())
     assert (options["seed"], options["track"], options["alpha"]) == (7, "tensorboard", 1.25)
     assert set(options) == set(MergeConfig.model_fields)
 
 
-def test_a_tracker_that_fails_is_said_once_and_the_merge_goes_on(run, tmp_path, monkeypatch):
+def test_a_tracker_that_fails_is_said_once_and_the_merge_goes_on(merge_until, tmp_path, monkeypatch):
     class Failing:
         def log(self, values, step):
             raise ConnectionError("no route\nto host")
@@ -193,12 +144,12 @@ def test_a_tracker_that_fails_is_said_once_and_the_merge_goes_on(run, tmp_path, 
         def finish(self): ...
 
     monkeypatch.setattr(tracking, "_started", lambda *_: Failing())
-    notes = run(track="wandb")
+    notes = merge_until(track="wandb")
     assert [note for note in notes if "wandb" in note] == ["wandb: no route to host; the run is not tracked from step 1 on"]
     assert len(read_json_lines(tmp_path / "out.lora" / "metrics.jsonl")) == 4
 
 
-def test_a_tracker_that_cannot_begin_ends_the_run_in_one_line(run, monkeypatch):
+def test_a_tracker_that_cannot_begin_ends_the_run_in_one_line(merge_until, monkeypatch):
     import wandb
 
     def refuse(**_):
@@ -206,7 +157,7 @@ def test_a_tracker_that_cannot_begin_ends_the_run_in_one_line(run, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(GopdError, match=r"--track wandb: api_key not configured .* leave --track out"):
-        run(track="wandb")
+        merge_until(track="wandb")
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])

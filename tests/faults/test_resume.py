@@ -9,63 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gopd_merge import MergeConfig, merge
-from gopd_merge.casting import load_backbone
 from gopd_merge.cli import main
-from gopd_merge.comparison.training import renew_student
 from gopd_merge.disk import LOCK, alone
-from gopd_merge.errors import GopdError, InputError, Interrupted
-from gopd_merge.plan import read_inputs
-from gopd_merge.report.progress import Silent
+from gopd_merge.errors import GopdError, InputError
 
 WEIGHTS = "adapter_model.safetensors"
 
 
-class StopsAfter(Silent):
-    """A signal comes after the step."""
-
-    def __init__(self, step=None):
-        self.at, self.notes = step, []
-
-    def step(self, step, steps, metrics):
-        if step == self.at:
-            raise Interrupted("stopped", 15)
-
-    def note(self, text):
-        self.notes.append(text)
-
-
-@pytest.fixture(scope="module")
-def loaded(adapters):
-    config = MergeConfig(experts={d: str(adapters / f"{d}.lora") for d in ("math", "code")}, quantize="none", eval=False)
-    return load_backbone(config, read_inputs(config))
-
-
 @pytest.fixture
-def run(adapters, loaded, tmp_path):
-    """run(stop=…, resume=…, **options): a short merge to out.lora, or what it is stopped by; the notes that were heard."""
-
-    def merged(stop=None, resume=False, **options):
-        experts = options.pop("experts", {d: str(adapters / f"{d}.lora") for d in ("math", "code")})
-        sizes = {"steps": 4, "batch_size": 4, "max_new_tokens": 8, "checkpoint_every": 2, "quantize": "none", "eval": False}
-        config = MergeConfig(experts=experts, **{"output": tmp_path / "out.lora"} | sizes | options)
-        inputs = read_inputs(config)
-        renew_student(loaded, inputs, config.seed)
-        listener = StopsAfter(stop)
-        if stop is None:
-            merge(config, listener, inputs, loaded, resume=resume)
-        else:
-            with pytest.raises(Interrupted):
-                merge(config, listener, inputs, loaded, resume=resume)
-        return listener.notes
-
-    return merged
-
-
-@pytest.fixture
-def whole(run, tmp_path):
+def whole(merge_until, tmp_path):
     """The bytes of the adapter of a run that was never stopped."""
-    run(output=tmp_path / "whole.lora")
+    merge_until(output=tmp_path / "whole.lora")
     return (tmp_path / "whole.lora" / WEIGHTS).read_bytes()
 
 
@@ -81,18 +35,18 @@ def content(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != LOCK}
 
 
-def test_a_run_that_is_stopped_between_two_checkpoints_loses_no_step(run, whole, tmp_path):
-    run(stop=3)
+def test_a_run_that_is_stopped_between_two_checkpoints_loses_no_step(merge_until, whole, tmp_path):
+    merge_until(stop=3)
     assert saved(tmp_path) == ["step-000002", "step-000003"]
-    assert run(resume=True) == ["going on after step 3"]
+    assert merge_until(resume=True) == ["going on after step 3"]
     assert result(tmp_path) == whole
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.lora"]
 
 
-def test_stopped_again_and_again_it_ends_the_same(run, whole, tmp_path):
+def test_stopped_again_and_again_it_ends_the_same(merge_until, whole, tmp_path):
     for step in (1, 2, 3, 4):
-        run(stop=step, resume=True)
-    run(resume=True)
+        merge_until(stop=step, resume=True)
+    merge_until(resume=True)
     assert result(tmp_path) == whole
 
 
@@ -106,10 +60,10 @@ def test_stopped_again_and_again_it_ends_the_same(run, whole, tmp_path):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_whatever_changes_from_step_to_step_is_put_back(run, tmp_path, options):
-    run(output=tmp_path / "whole.lora", **options)
-    run(stop=7 if "steps" in options else 3, **options)
-    run(resume=True, **options)
+def test_whatever_changes_from_step_to_step_is_put_back(merge_until, tmp_path, options):
+    merge_until(output=tmp_path / "whole.lora", **options)
+    merge_until(stop=7 if "steps" in options else 3, **options)
+    merge_until(resume=True, **options)
     assert result(tmp_path) == (tmp_path / "whole.lora" / WEIGHTS).read_bytes()
     rows = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("out.lora", "whole.lora")]
     for first, second in zip(*rows, strict=True):
@@ -139,33 +93,33 @@ def flip(path):
         ),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over_and_named(run, whole, tmp_path, damage, file, said):
-    run(stop=3)
+def test_a_damaged_checkpoint_is_passed_over_and_named(merge_until, whole, tmp_path, damage, file, said):
+    merge_until(stop=3)
     damage(tmp_path / "out.lora.partial" / "checkpoints" / "step-000003" / file)
-    first, second = run(resume=True)
+    first, second = merge_until(resume=True)
     assert first.startswith(f"passed over damaged checkpoints ({said}")
     assert first.endswith("going on from step 2")
     assert second == "going on after step 2"
     assert result(tmp_path) == whole
 
 
-def test_where_all_are_damaged_nothing_is_begun_and_nothing_changes(run, tmp_path):
-    run(stop=3)
+def test_where_all_are_damaged_nothing_is_begun_and_nothing_changes(merge_until, tmp_path):
+    merge_until(stop=3)
     for folder in (tmp_path / "out.lora.partial" / "checkpoints").iterdir():
         cut(folder / WEIGHTS)
     before = content(tmp_path / "out.lora.partial")
     with pytest.raises(GopdError, match=r"no checkpoint is whole .step 3: .* step 2: .*; copy them again, or give --overwrite"):
-        run(resume=True)
+        merge_until(resume=True)
     assert content(tmp_path / "out.lora.partial") == before
 
 
-def test_a_checkpoint_of_another_version_is_neither_read_nor_passed_over(run, tmp_path):
-    run(stop=3)
+def test_a_checkpoint_of_another_version_is_neither_read_nor_passed_over(merge_until, tmp_path):
+    merge_until(stop=3)
     manifest = tmp_path / "out.lora.partial" / "checkpoints" / "step-000003" / "checkpoint.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema": 2}))
     before = content(tmp_path / "out.lora.partial")
     with pytest.raises(GopdError, match=r"another version of gopd-merge .checkpoints of form 2, this one reads 1.; go on with that one"):
-        run(resume=True)
+        merge_until(resume=True)
     assert content(tmp_path / "out.lora.partial") == before
 
 
@@ -177,66 +131,66 @@ def test_a_checkpoint_of_another_version_is_neither_read_nor_passed_over(run, tm
         ({"steps": 6, "learning_rate": 0.001}, "steps 4 (now 6), learning_rate None (now 0.001)"),
     ],
 )
-def test_options_that_matter_must_be_the_same_and_the_difference_is_named(run, tmp_path, options, named):
-    run(stop=3)
+def test_options_that_matter_must_be_the_same_and_the_difference_is_named(merge_until, tmp_path, options, named):
+    merge_until(stop=3)
     before = content(tmp_path / "out.lora.partial")
     with pytest.raises(InputError) as error:
-        run(resume=True, **options)
+        merge_until(resume=True, **options)
     assert f"out.lora.partial: was begun with {named}; go on with what it was begun with" in str(error.value)
     assert content(tmp_path / "out.lora.partial") == before
 
 
-def test_inputs_must_be_the_same_whatever_they_are_called(run, adapters, tmp_path):
+def test_inputs_must_be_the_same_whatever_they_are_called(merge_until, adapters, tmp_path):
     experts = {d: str(shutil.copytree(adapters / f"{d}.lora", tmp_path / "copies" / f"{d}.lora")) for d in ("math", "code")}
     base = {"base": str(adapters / "tiny-base")}
-    run(stop=3, experts=experts, **base)
-    run(stop=4, resume=True, experts={d: str(adapters / f"{d}.lora") for d in ("math", "code")})  # the same adapters elsewhere
+    merge_until(stop=3, experts=experts, **base)
+    merge_until(stop=4, resume=True, experts={d: str(adapters / f"{d}.lora") for d in ("math", "code")})  # the same adapters elsewhere
     with (tmp_path / "copies" / "math.lora" / "prompts" / "train.jsonl").open("a") as file:
         file.write('{"prompt": "1 + 1"}\n')
     settings = tmp_path / "copies" / "code.lora" / "adapter_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"lora_alpha": 1}))
     with pytest.raises(InputError) as error:
-        run(resume=True, experts=experts, **base)
+        merge_until(resume=True, experts=experts, **base)
     assert "settings of expert code" in str(error.value)
     assert "prompts of math" in str(error.value)
     assert "expert math" not in str(error.value)
 
 
-def test_options_that_change_no_adapter_may_be_others(run, whole, tmp_path):
-    run(stop=1)
-    run(stop=3, resume=True, checkpoint_every=1, checkpoint_minutes=0, remote_patience=1)
+def test_options_that_change_no_adapter_may_be_others(merge_until, whole, tmp_path):
+    merge_until(stop=1)
+    merge_until(stop=3, resume=True, checkpoint_every=1, checkpoint_minutes=0, remote_patience=1)
     assert json.loads((tmp_path / "out.lora.partial" / "run.json").read_text())["config"]["checkpoint_every"] == 1  # so does `resume`
-    assert run(resume=True, memory="4GB", keep_checkpoints=True) == ["going on after step 3"]
+    assert merge_until(resume=True, memory="4GB", keep_checkpoints=True) == ["going on after step 3"]
     assert result(tmp_path) == whole
 
 
-def test_a_fresh_run_does_not_throw_away_what_was_computed(run, whole, tmp_path):
-    run(stop=3)
+def test_a_fresh_run_does_not_throw_away_what_was_computed(merge_until, whole, tmp_path):
+    merge_until(stop=3)
     with pytest.raises(InputError, match=r"was stopped at step 3; go on with gopd-merge resume .*out.lora, or give --overwrite"):
-        run()
+        merge_until()
     assert saved(tmp_path) == ["step-000002", "step-000003"]
-    assert run(overwrite=True) == []  # it began anew
+    assert merge_until(overwrite=True) == []  # it began anew
     assert result(tmp_path) == whole
 
 
-def test_a_run_that_computed_nothing_is_in_nobodys_way(run, whole, tmp_path):
-    run(stop=1)
+def test_a_run_that_computed_nothing_is_in_nobodys_way(merge_until, whole, tmp_path):
+    merge_until(stop=1)
     shutil.rmtree(tmp_path / "out.lora.partial" / "checkpoints")  # as if it had been killed in its first step
-    assert run() == []
+    assert merge_until() == []
     assert result(tmp_path) == whole
 
 
-def test_what_cannot_go_on_is_kept_and_said_to_be_so(run, tmp_path):
+def test_what_cannot_go_on_is_kept_and_said_to_be_so(merge_until, tmp_path):
     (tmp_path / "out.lora.partial").mkdir()
     (tmp_path / "out.lora.partial" / WEIGHTS).write_bytes(b"hours of work of an older version")
     for resume in (False, True):
         with pytest.raises(InputError, match="holds a student of a run that cannot go on; move it away, or give --overwrite"):
-            run(resume=resume)
+            merge_until(resume=resume)
     assert (tmp_path / "out.lora.partial" / WEIGHTS).is_file()
 
 
-def test_checkpoints_are_adapters_and_stay_where_that_is_asked_for(run, loaded, tmp_path):
-    run(keep_checkpoints=True, checkpoint_every=1)
+def test_checkpoints_are_adapters_and_stay_where_that_is_asked_for(merge_until, both_loaded, tmp_path):
+    merge_until(keep_checkpoints=True, checkpoint_every=1)
     kept = tmp_path / "out.lora" / "checkpoints"
     assert sorted(path.name for path in kept.iterdir()) == [f"step-00000{step}" for step in (1, 2, 3, 4)]
     assert sorted(path.name for path in (tmp_path / "out.lora").iterdir()) == [
@@ -246,17 +200,17 @@ def test_checkpoints_are_adapters_and_stay_where_that_is_asked_for(run, loaded, 
     merged = load_file(tmp_path / "out.lora" / WEIGHTS)
     assert all(torch.equal(last[name], merged[name]) for name in merged)
     assert any(not torch.equal(first[name], merged[name]) for name in merged)
-    loaded.load_adapter(kept / "step-000001", "readback")  # plain PEFT, with every tensor in its place
-    loaded.remove("readback")
+    both_loaded.load_adapter(kept / "step-000001", "readback")  # plain PEFT, with every tensor in its place
+    both_loaded.remove("readback")
 
 
-def test_an_end_that_was_cut_off_is_brought_to_an_end(run, tmp_path, monkeypatch, capsys):
+def test_an_end_that_was_cut_off_is_brought_to_an_end(merge_until, tmp_path, monkeypatch, capsys):
     """Killed after the rename and before the rest is tidied up: the result is whole, and going on does no work."""
     from gopd_merge import run_folder
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_folder, "tidy", lambda output, keep: None)
-        run()
+        merge_until()
     assert (tmp_path / "out.lora" / "checkpoints").is_dir()
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
@@ -272,16 +226,16 @@ def test_there_must_be_something_to_go_on_with(tmp_path, monkeypatch, capsys):
     assert line == "gopd-merge: out.lora: no run was stopped there; begin one with gopd-merge --experts … --output out.lora"
 
 
-def test_a_folder_in_which_another_run_works_is_left_alone(run, tmp_path):
+def test_a_folder_in_which_another_run_works_is_left_alone(merge_until, tmp_path):
     with alone(tmp_path / "out.lora.partial"):
         with pytest.raises(InputError) as error:
-            run(overwrite=True)
+            merge_until(overwrite=True)
     who = f"process {os.getpid()} on {socket.gethostname()}"
     assert str(error.value) == f"{tmp_path / 'out.lora.partial'}: {who} is writing there; wait for it, or choose another --output"
 
 
-def test_the_lock_of_a_dead_run_is_no_lock(run, whole, tmp_path):
+def test_the_lock_of_a_dead_run_is_no_lock(merge_until, whole, tmp_path):
     (tmp_path / "out.lora.partial").mkdir()
     (tmp_path / "out.lora.partial" / LOCK).write_text(f"{os.getpid()}\nanother-host\n")
-    run()
+    merge_until()
     assert result(tmp_path) == whole
