@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import random
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from gopd_merge.errors import InputError
 
+SEED = 0  # of which rows are taken where there are more than wanted: the same in every run
 FORM = 'write one object a line, such as {"prompt": "…"}'
 
 
@@ -45,6 +47,11 @@ def read_file(path: Path) -> list[Row]:
     if not rows:
         raise InputError(f"{path}: holds no rows; {FORM}")
     return rows
+
+
+def some_of(count: int, limit: int | None) -> list[int]:
+    """Which of so many rows are taken: all, or `limit` of them drawn at random, in their order."""
+    return list(range(count)) if limit is None or count <= limit else sorted(random.Random(SEED).sample(range(count), limit))
 
 
 def make_row(where: str, values: Any) -> Row:

@@ -1,6 +1,5 @@
 """Rows of a data set on the Hub through `datasets`: a small one from its cache, of a large one no more than is wanted, streamed."""
 
-import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,11 +8,10 @@ from typing import Any
 
 from gopd_merge.errors import InputError
 from gopd_merge.prompt_source import DatasetSource, Part
-from gopd_merge.prompts.files import Row, make_row
+from gopd_merge.prompts.files import SEED, Row, make_row, some_of
 
 STREAMED_FROM = 256 << 20  # bytes of a split's files: what is larger is streamed and not kept
 BUFFER = 10_000  # rows of a stream among which the next is drawn
-SEED = 0  # of which rows are taken: the same in every run
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -58,9 +56,7 @@ def _kept(builder: Any, source: DatasetSource, limit: int | None) -> Iterator[Ro
     """Rows of tables that are here."""
     tables = {part.split: builder.as_dataset(part.split) for part in source.parts}
     numbers = [(part.split, n) for part in source.parts for n in range(len(tables[part.split]))[part.start : part.stop]]
-    if limit is not None and len(numbers) > limit:
-        numbers = [numbers[at] for at in sorted(random.Random(SEED).sample(range(len(numbers)), limit))]
-    for split, number in numbers:
+    for split, number in (numbers[at] for at in some_of(len(numbers), limit)):
         yield make_row(f"{source.repo}, {split}: row {number + 1}", tables[split][number])
 
 

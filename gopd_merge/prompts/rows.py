@@ -7,7 +7,7 @@ from typing import Any
 from gopd_merge.errors import InputError
 from gopd_merge.prompt_source import DatasetSource, FileSource, NamedSource, parse_source
 from gopd_merge.prompts.catalogue import entry
-from gopd_merge.prompts.files import Row, read_file
+from gopd_merge.prompts.files import Row, read_file, some_of
 from gopd_merge.prompts.hub_rows import read_dataset
 
 
@@ -19,7 +19,6 @@ class Table:
     rows: tuple[Row, ...]
     source: FileSource | DatasetSource  # of a data set with the split and the commit that were found
     licence: str | None = None
-    of: int | None = None  # rows that there are, where more than these are known to be
 
     @property
     def columns(self) -> list[str]:
@@ -40,8 +39,7 @@ class Table:
 def read_table(text: str, limit: int | None = None) -> Table:
     """The rows of a source in the form of --prompts: a file, a data set, an entry of the catalogue. Raises InputError, one line.
 
-    With a limit, no more than so many: of a data set drawn at random but the same every time, so that a large one is streamed only as far
-    as that needs; a file is read whole.
+    With a limit, no more than so many, drawn at random but the same every time; a large data set is streamed only as far as that needs.
     """
     source = parse_source(text)
     licence = None
@@ -50,7 +48,8 @@ def read_table(text: str, limit: int | None = None) -> Table:
             raise InputError(f"{source}: has no rows; name a file, a data set, or an entry of the catalogue")
         licence, source = entry(source.entry).licence, entry(source.entry).where
     if isinstance(source, FileSource):
-        return Table(str(source.path), tuple(read_file(source.path)), source)
+        rows = read_file(source.path)
+        return Table(str(source.path), tuple(rows[at] for at in some_of(len(rows), limit)), source)
     found = read_dataset(source, limit)
     return Table(source.repo, found.rows, found.source, licence or found.licence)
 

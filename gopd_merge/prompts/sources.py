@@ -2,16 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gopd_merge.errors import InputError
-from gopd_merge.prompt_source import OWN, SYNTH, NamedSource, parse_source
+from gopd_merge.prompt_source import OWN, SYNTH, FileSource, NamedSource, parse_source
 from gopd_merge.prompts.catalogue import Entry, entry
-from gopd_merge.prompts.conversation import LeftOut, asked
+from gopd_merge.prompts.conversation import EMPTY, LeftOut, asked
 from gopd_merge.prompts.files import Row
 from gopd_merge.prompts.rows import Table, read_table
 
@@ -45,7 +45,8 @@ class Origin:
 
     source: str  # as --prompts names it, with splits and commit
     licence: str | None = None
-    dropped: Mapping[str, int] = field(default_factory=dict)  # why -> how many rows
+    dropped: Mapping[str, int] = field(default_factory=dict)  # why -> how many of them
+    read: int = 0  # rows
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,17 @@ class PromptSet:
     domain: str
     prompts: tuple[Prompt, ...]
     origin: Origin
-    lengths: tuple[int, ...] = ()  # tokens of each, once they are counted
+    lengths: tuple[int, ...] = ()  # tokens of each, once they are counted; of what is still to be written the most that they may be
 
     @property
     def is_synthetic(self) -> bool:
         """Whether the expert writes them."""
         return self.origin.source == SYNTH
+
+    @property
+    def size(self) -> int:
+        """How many prompts there are, or will be."""
+        return len(self.prompts) or len(self.lengths)
 
     @property
     def name(self) -> str:
@@ -90,7 +96,7 @@ def training_prompts(domain: str, adapter: Path | None, source: str | None, limi
         if not own_prompts(adapter).is_file():
             raise InputError(f"{adapter}: no prompts come with this adapter ({own_prompts(adapter)} is missing); {remedy}")
         found = read_source(domain, str(own_prompts(adapter)), limit)
-        return PromptSet(domain, found.prompts, Origin(OWN, None, found.origin.dropped))
+        return replace(found, origin=replace(found.origin, source=OWN))
     return read_source(domain, source, limit)
 
 
@@ -101,16 +107,17 @@ def read_source(domain: str, text: str, limit: int | None = None) -> PromptSet:
         listed = entry(source.entry)
     table = read_table(text, limit)
     column = None if listed else _column(table)
+    named = text if listed else str(table.source)
     dropped: Counter[str] = Counter()
     prompts = []
     for row in table.rows:
         try:
-            prompts.append(_listed(row, listed) if listed else _prompt(row, str(column)))
+            prompts.append(_listed(row, listed) if listed else _prompt(row, str(column), isinstance(source, FileSource)))
         except LeftOut as problem:
             dropped[str(problem)] += 1
     if not prompts:
         raise InputError(f"{table.name}: none of its {len(table.rows):,} rows is a prompt ({counted(dropped)}); name another source")
-    return PromptSet(domain, tuple(prompts), Origin(str(table.source), table.licence, dict(dropped)))
+    return PromptSet(domain, tuple(prompts), Origin(named, table.licence, dict(dropped), len(table.rows)))
 
 
 def counted(dropped: Mapping[str, int]) -> str:
@@ -130,16 +137,21 @@ def _column(table: Table) -> str:
     raise InputError(f"{table.name}: {problem}; its columns are {', '.join(columns)}: name that of the prompts, such as {like}")
 
 
-def _prompt(row: Row, column: str) -> Prompt:
-    """Raises InputError for what a user would have to correct, LeftOut for what cannot be asked."""
-    if column not in row.values:
-        raise LeftOut("is empty")
-    value = row.values[column]
+def _prompt(row: Row, column: str, is_file: bool) -> Prompt:
+    """Raises InputError for what a user would have to correct, as every bad line of a file is; LeftOut for what cannot be asked."""
     try:
-        text, response = asked(value)
+        text, response = asked(row.values.get(column, ""))
     except TypeError as error:
         raise InputError(f"{row.where}: {column} is of type {error}, not a text or a list of messages; name another column") from None
-    given = row.values if response is None else {"response": response, **row.values}
+    except LeftOut as problem:
+        if is_file and str(problem) == EMPTY:
+            raise InputError(f"{row.where}: the {column} is missing or empty; fill it in, or remove the line") from None
+        raise
+    given = {} if response is None else {"response": response}
+    if is_file:
+        given |= row.values
+    elif isinstance(row.values.get("response"), str):
+        given["response"] = row.values["response"]
     return _checked(row, {**given, "prompt": text})
 
 
