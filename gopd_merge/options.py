@@ -52,7 +52,8 @@ def prompt_sources(value: Any) -> Any:
             try:
                 parse_source(str(text))
             except InputError as error:
-                raise ValueError(f"--prompts {'' if domain == EVERY else f'{domain}='}{error}") from None
+                problem = f"--prompts {'' if domain == EVERY else f'{domain}='}{error}"
+                raise ValueError(problem) from None
     return value
 
 

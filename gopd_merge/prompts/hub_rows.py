@@ -36,7 +36,8 @@ def read_dataset(source: DatasetSource, limit: int | None) -> HubRows:
         # The prefix keeps a folder of that name from standing in for the repository.
         builder = datasets.load_dataset_builder(f"hf://datasets/{source.repo}", source.config, revision=source.revision)
     except Exception as error:  # the network, the server, the cache: each has errors of its own
-        raise InputError(f"{source}: {_problem(source, error)}") from None
+        problem, remedy = _problem(source, error)
+        raise InputError(f"{source}: {problem}; {remedy}") from None
     commit = builder.hash if COMMIT.fullmatch(str(builder.hash)) else None
     if source.revision and COMMIT.fullmatch(source.revision) and commit != source.revision:  # offline, `datasets` takes whatever it has
         raise InputError(f"{source}: the cache has {source.repo} at {commit}; connect to the Hub, or name that revision")
@@ -111,19 +112,19 @@ def _licence(repo: str, revision: str | None) -> str | None:
     return found if isinstance(found, str) and found.isprintable() and len(found) <= 100 else None
 
 
-def _problem(source: DatasetSource, error: Exception) -> str:
+def _problem(source: DatasetSource, error: Exception) -> tuple[str, str]:
     """What is wrong with a data set that cannot be looked at, and what to do."""
     text = str(error)
     if "Config name is missing" in text or "BuilderConfig" in text:
-        configs = re.findall(r"'([^']+)'", text.partition("available")[2])
+        configs = re.findall(r"'([^']+)'", text.partition("vailable")[2])
         example = replace(source, config=configs[0] if configs else "CONFIG")
         said = f"has no configuration {source.config}" if source.config else "has several configurations"
-        return f"{said}: {', '.join(configs)}; write for instance {example}"
+        return f"{said}; it has {', '.join(configs)}", f"write for instance {example}"
     if "gated" in text:
-        return "is gated; ask for access on its page and log in with: hf auth login"
+        return "is gated", "ask for access on its page and log in with: hf auth login"
     if "doesn't exist" in text or "RepositoryNotFound" in text:
-        return "no such data set on the Hub, or no such revision of it; check the name, and if it is private log in with: hf auth login"
-    return f"cannot be had ({_cause(error)}); connect to the Hub, or name a file instead"
+        return "no such data set on the Hub, or no such revision of it", "check the name; if it is private log in with: hf auth login"
+    return f"cannot be had ({_cause(error)})", "connect to the Hub, or name a file instead"
 
 
 def _cause(error: BaseException) -> str:
