@@ -21,7 +21,7 @@ from gopd_merge.prompts.synthesis import Candidate, Mark, counts_in, own, readab
 FOLDER = Path("prompts") / "synth"
 LEFT_OUT = ".left_out.jsonl"  # what follows the domain in the name of the file with what was not kept
 ROUNDS = 8  # of as many candidates as prompts are wanted, at most
-ANSWER = 64  # tokens of an answer on which an expert is compared with the base
+ANSWER = 32  # tokens of an answer on which an expert is compared with the base
 
 
 def with_written(backbone: Backbone, config: MergeConfig, inputs: Inputs, folder: Path, listener: Listener) -> Inputs:

@@ -21,6 +21,11 @@ class Table:
     licence: str | None = None
 
     @property
+    def dataset(self) -> str | None:
+        """The data set's id with its commit; None for a file."""
+        return f"{self.source.repo}@{self.source.revision}" if isinstance(self.source, DatasetSource) else None
+
+    @property
     def columns(self) -> list[str]:
         """Those that some row fills, in their order."""
         return list(dict.fromkeys(name for row in self.rows for name in row.values))

@@ -47,6 +47,7 @@ class Origin:
     licence: str | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)  # why -> how many of them
     read: int = 0  # rows
+    dataset: str | None = None  # its id and commit on the Hub, user/name@commit
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def read_source(domain: str, text: str, limit: int | None = None) -> PromptSet:
             dropped[str(problem)] += 1
     if not prompts:
         raise InputError(f"{table.name}: none of its {len(table.rows):,} rows is a prompt ({counted(dropped)}); name another source")
-    return PromptSet(domain, tuple(prompts), Origin(named, table.licence, dict(dropped), len(table.rows)))
+    return PromptSet(domain, tuple(prompts), Origin(named, table.licence, dict(dropped), len(table.rows), table.dataset))
 
 
 def counted(dropped: Mapping[str, int]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from gopd_merge.prompts.likeness import copies
 
 SHORTEST = 3  # tokens
-FAINT = 0.1  # of the strong quarter's mark: what shows less of it is not of the domain
+FAINT = 0.03  # of the mark on the strongest quarter: what shows less of it is not of the domain
 CUT, BROKEN, SHORT = "cut at the limit of tokens", "hold what is no text", "too short"
 SCRIPT, COPY = "in another script than most", "like an earlier one"
 OTHERS, FAINTLY = "more another expert's than its own", "answered nearly as the base does"
