@@ -83,7 +83,7 @@ SHAPES = {
     for shape in (
         Shape("smollm2-135m", 576, 30, 9, 3, 1536, 49_152, prompts=8, prompt_tokens=16, response_tokens=64),
         # As a Llama: Qwen2's own tokenizer takes the place of the one below. It lacks the biases of three projections, nothing else.
-        Shape("qwen2.5-0.5b", 896, 24, 14, 2, 4864, 151_936, prompts=4, prompt_tokens=16, response_tokens=64),
+        Shape("qwen2.5-0.5b", 896, 24, 14, 2, 4864, 151_936, prompts=4, prompt_tokens=32, response_tokens=128),
         Shape("tiny", 64, 2, 4, 2, 128, 512, prompts=8, prompt_tokens=8, response_tokens=12),  # for the tests
     )
 }
