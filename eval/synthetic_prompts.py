@@ -34,7 +34,6 @@ from gopd_merge.report.progress import Silent
 OUTPUT = Path("eval/results/synthetic_prompts.json")
 PROMPTS, QUESTIONS = 500, 1000  # of each domain
 REAL, WRITTEN, UNSIFTED = "own prompts", "written by the experts", "written, of any domain"
-AGAINST = {WRITTEN: REAL, UNSIFTED: REAL}
 
 
 def folder_of(work: Path, name: str, seed: int) -> Path:
@@ -76,7 +75,7 @@ def run(work: Path, seeds: list[int], seconds: float) -> None:
             if time.monotonic() > until:
                 sys.exit("not all is measured yet; give the command again")
             config = config_of(work, name, seed)
-            if len(list((work / "evaluation" / config.output.name / "answers").glob("*.jsonl"))) == len(EXPERTS):
+            if is_done(work, name, seed):
                 continue
             inputs = read_inputs(config)
             backbone = backbone or load_backbone(config, inputs)
@@ -105,31 +104,39 @@ def purity(work: Path, seeds: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def summarise(work: Path, seeds: list[int]) -> dict[str, Any]:
+def is_done(work: Path, name: str, seed: int) -> bool:
+    return len(list((work / "evaluation" / folder_of(work, name, seed).name / "answers").glob("*.jsonl"))) == len(EXPERTS)
+
+
+def summarise(work: Path, wanted: list[int]) -> dict[str, Any]:
+    """Over the seeds of which real and written prompts were both measured."""
+    seeds = [seed for seed in wanted if is_done(work, REAL, seed) and is_done(work, WRITTEN, seed)]
+    names = [REAL, WRITTEN, *([UNSIFTED] if all(is_done(work, UNSIFTED, seed) for seed in seeds) else [])]
     config = make_config({"experts": EXPERTS, "eval": False})
     questions = questions_of(config, QUESTIONS)
-    found = {n: [answers_of(work, folder_of(work, n, s), None, config, QUESTIONS) for s in seeds] for n in (REAL, WRITTEN, UNSIFTED)}
+    found = {n: [answers_of(work, folder_of(work, n, s), None, config, QUESTIONS) for s in seeds] for n in names}
     compared = [
         paired(
             scores(found[name], benchmark),
-            scores(found[rival], benchmark),
+            scores(found[REAL], benchmark),
             suite=benchmark.suite.name,
             domain=benchmark.domain,
             method=name,
-            rival=rival,
+            rival=REAL,
             rival_is="real prompts",
         )
-        for name, rival in AGAINST.items()
+        for name in names[1:]
         for benchmark in questions
     ]
-    rows = [{"name": name, "results": [asdict(result(found[name], b, 0)) for b in questions]} for name in found]
-    return {"rows": rows, "comparisons": [asdict(c) for c in with_holm(compared)], "purity": purity(work, seeds)}
+    rows = [{"name": name, "results": [asdict(result(found[name], b, 0)) for b in questions]} for name in names]
+    return {"seeds": seeds, "rows": rows, "comparisons": [asdict(c) for c in with_holm(compared)], "purity": purity(work, seeds)}
 
 
-def main(work: Path, seeds: list[int], seconds: float) -> None:
+def main(work: Path, seeds: list[int], seconds: float, summary: bool) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    run(work, seeds, seconds)
-    document = {"schema": 1, "command": "python eval/synthetic_prompts.py", "seeds": seeds, "prompts": PROMPTS, **summarise(work, seeds)}
+    if not summary:
+        run(work, seeds, seconds)
+    document = {"schema": 1, "command": " ".join(["python", *sys.argv]), "prompts": PROMPTS, **summarise(work, seeds)}
     OUTPUT.write_text(json.dumps(document | {"environment": environment(torch.device("cpu"))}, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -138,4 +145,5 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, default=Path("eval/work/synthetic"))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further merge after so many")
+    parser.add_argument("--summary", action="store_true", help="only write the document of what is there")
     main(**vars(parser.parse_args()))
