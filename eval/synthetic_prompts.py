@@ -25,7 +25,7 @@ from gopd_merge.casting import load_backbone
 from gopd_merge.comparison.measuring import result, scores
 from gopd_merge.comparison.training import train_on
 from gopd_merge.config import MergeConfig, make_config
-from gopd_merge.disk import read_json_lines, write_json_lines
+from gopd_merge.disk import partial_of, read_json_lines, write_json_lines
 from gopd_merge.evaluate.statistics import paired, with_holm
 from gopd_merge.plan import MANIFEST, read_inputs
 from gopd_merge.prompts.synthesis import FAINTLY, OTHERS
@@ -46,8 +46,8 @@ def is_of(domain: str, prompt: str) -> bool:
 
 
 def written(folder: Path, domain: str) -> tuple[list[dict], list[dict]]:
-    """What the expert wrote: kept, and left out."""
-    place = folder / "prompts" / "synth"
+    """What the expert wrote: kept, and left out. Nothing where it has not written yet."""
+    place = (folder if folder.is_dir() else partial_of(folder)) / "prompts" / "synth"
     return read_json_lines(place / f"{domain}.jsonl"), read_json_lines(place / f"{domain}.left_out.jsonl")
 
 
@@ -88,11 +88,13 @@ def run(work: Path, seeds: list[int], seconds: float) -> None:
 
 
 def purity(work: Path, seeds: list[int]) -> list[dict[str, Any]]:
-    """What share of the prompts is of the expert's domain: as written, by their own log-ratio, and as kept."""
+    """What share of the prompts is of the expert's domain: as written, by their own log-ratio, and as kept; of what is written so far."""
     rows = []
     for domain in EXPERTS:
         both = [written(folder_of(work, WRITTEN, seed), domain) for seed in seeds]
         kept, left_out = ([row for one in both for row in one[side]] for side in (0, 1))
+        if not kept:
+            continue
         measured = [row for row in [*kept, *left_out] if "kl" in row]
         likelier = [row for row in measured if row["log_ratio"] > 0]
         shares = {
@@ -111,6 +113,8 @@ def is_done(work: Path, name: str, seed: int) -> bool:
 def summarise(work: Path, wanted: list[int]) -> dict[str, Any]:
     """Over the seeds of which real and written prompts were both measured."""
     seeds = [seed for seed in wanted if is_done(work, REAL, seed) and is_done(work, WRITTEN, seed)]
+    if not seeds:
+        return {"seeds": [], "rows": [], "comparisons": [], "purity": purity(work, wanted)}
     names = [REAL, WRITTEN, *([UNSIFTED] if all(is_done(work, UNSIFTED, seed) for seed in seeds) else [])]
     config = make_config({"experts": EXPERTS, "eval": False})
     questions = questions_of(config, QUESTIONS)
@@ -129,7 +133,7 @@ def summarise(work: Path, wanted: list[int]) -> dict[str, Any]:
         for benchmark in questions
     ]
     rows = [{"name": name, "results": [asdict(result(found[name], b, 0)) for b in questions]} for name in names]
-    return {"seeds": seeds, "rows": rows, "comparisons": [asdict(c) for c in with_holm(compared)], "purity": purity(work, seeds)}
+    return {"seeds": seeds, "rows": rows, "comparisons": [asdict(c) for c in with_holm(compared)], "purity": purity(work, wanted)}
 
 
 def main(work: Path, seeds: list[int], seconds: float, summary: bool) -> None:
