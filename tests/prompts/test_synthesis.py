@@ -51,7 +51,7 @@ def test_a_prompt_is_the_experts_own_where_no_other_departs_further_from_the_bas
 
 
 def test_what_the_expert_answers_nearly_as_the_base_does_is_not_of_its_domain():
-    marks = [Mark(0.0, {"math": kl, "code": 0.0}) for kl in (0.02, 0.03, 0.025, 0.001)]
+    marks = [Mark(0.0, {"math": kl, "code": 0.0}) for kl in (0.02, 0.03, 0.025, 0.0005)]
     assert own(marks, "math") == [None, None, None, FAINTLY]
 
 
