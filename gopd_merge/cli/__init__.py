@@ -32,6 +32,7 @@ COMMANDS = (
     ("compare", "evaluating:compare", "Measure a merge against its experts and tuned rivals: is it better?"),
     ("report", "evaluating:report", "Write what was measured as one page: verdict, scores, answers."),
     ("chat", "chatting:chat", "Talk to a merged adapter, beside its experts or the base."),
+    ("train-expert", "training:train_expert", "Make an expert: RLVR, SFT, DPO or SeqKD on the quantised base."),
     ("init", "starting:init", "Write a commented merge.yaml for these adapters."),
     ("export", "using:export", "Write an adapter as GGUF for llama.cpp, or as one bfloat16 model."),
     ("publish", "publishing:publish", "Put a merged adapter and its card on the Hub, in one commit."),

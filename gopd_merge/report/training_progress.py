@@ -1,0 +1,54 @@
+"""The live view of a training on stderr, as that of a merge: what it learns from, a bar, each validation. No torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gopd_merge.report.progress import Progress, Silent
+
+PERCENT = ("accuracy", "preferred")  # scores that are shares
+
+
+class SilentTraining(Silent):
+    """Says nothing."""
+
+    def scored(self, score: Any, steps: int) -> None: ...
+
+
+class TrainingProgress(Progress):
+    """Draws on stderr."""
+
+    def started(self, config: Any, inputs: Any) -> None:
+        self._print(f"expert   {config.expert}, LoRA of rank {inputs.rank} on {','.join(t.removesuffix('_proj') for t in inputs.targets)}")
+        precision = "NF4" if config.quantize == "nf4" else "full precision"
+        self._print(f"base     {inputs.base.name}, {precision}" + (f"; goes on from {inputs.start.name}" if inputs.start else ""))
+        if inputs.teacher:
+            self._print(f"teacher  {inputs.teacher.name}, on the same base")
+        self._print("examples " + " · ".join(f"{name} {len(found):,}" for name, found in inputs.splits.items()))
+        if count := sum(inputs.dropped.values()):
+            self.note(f"{count:,} example(s) are longer than the base's context with --max-new-tokens and are left out")
+        answers = f", {config.generations} answers each" if inputs.recipe == "rlvr" else ""
+        self._print(f"recipe   {inputs.recipe}: {inputs.steps(config)} steps × {config.batch_size} prompts{answers}")
+
+    def step(self, step: int, steps: int, metrics: Mapping[str, Any]) -> None:
+        names = (("reward", "reward {:.3f}"), ("preferred", "preferred {:.2f}"), ("loss", "loss {:.4f}"), ("length", "{:.0f} tokens"))
+        parts = [text.format(metrics[name]) for name, text in names if metrics.get(name) is not None]
+        parts += [f"{sum(metrics['reward_failures'].values())} rewards failed"] if metrics.get("reward_failures") else []
+        detail = ", ".join(parts)
+        self._advance("training", step, steps, detail)
+        if not self._console.is_terminal and (step == steps or step % max(1, steps // 10) == 0):
+            self._print(f"step {step}/{steps}  {detail}")
+
+    def evaluating(self, done: float, total: int, method: str) -> None:
+        self._advance(method, done, total, "")
+
+    def scored(self, score: Any, steps: int) -> None:
+        self._print(f"step {score.step}/{steps}  {score_text(score)}")
+
+
+def score_text(score: Any) -> str:
+    """A validation in words, with its interval."""
+    if score.metric in PERCENT:
+        what = "right" if score.metric == "accuracy" else "preferred as they should be"
+        return f"validation {100 * score.score:.1f} % {what} ({100 * score.low:.1f}–{100 * score.high:.1f}), n = {score.n:,}"
+    unit = " nats a token" if score.metric == "loss" else ""
+    return f"validation {score.metric} {score.score:.4f} ({score.low:.4f}–{score.high:.4f}){unit}, n = {score.n:,}"
