@@ -24,7 +24,7 @@ DOCUMENT = "data.json"  # written last: its presence means complete
 
 
 def split_of(key: str) -> str:
-    """`test` for a tenth of all problems, `validation` for another, `train` for the rest: a function of the problem, so they are disjoint."""
+    """`test` for a tenth of all problems, `validation` for another, `train` for the rest. It goes by the problem, so they are disjoint."""
     bucket = hashlib.sha256(key.encode()).digest()[0] / 256
     return "test" if bucket < 0.1 else "validation" if bucket < 0.2 else "train"
 

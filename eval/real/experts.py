@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,13 @@ class Experts:
     size: Size
     base: str
 
-    def path(self, domain: str, recipe: str = "rlvr") -> Path:
-        """The finished expert of a domain is named after it, as its domain comes from the folder's name."""
+    def path(self, domain: str, recipe: str) -> Path:
+        """The finished expert of a domain has its name alone."""
         return self.work / "experts" / (f"{domain}.lora" if recipe == self.last(domain) else f"{domain}-{recipe}.lora")
 
-    @staticmethod
-    def last(domain: str) -> str:
-        """The recipe that it ends with."""
-        return "rlvr" if domain in GENERATORS else "sft"
+    def last(self, domain: str) -> str:
+        """The recipe that it ends with: the further ones are not reinforced."""
+        return "rlvr" if domain in GENERATORS and self.size.rlvr_steps else "sft"
 
     def options(self, domain: str, recipe: str) -> dict[str, Any]:
         """Of `gopd-merge train-expert`."""
@@ -58,6 +58,11 @@ class Experts:
 
         train_expert(TrainConfig(**self.options(domain, recipe)), resume=True)
 
+    def pieces(self) -> list[Piece]:
+        """Of the study's own domains."""
+        recipes = ("sft", "rlvr") if self.size.rlvr_steps else ("sft",)
+        return [self.piece(domain, recipe) for recipe in recipes for domain in GENERATORS]
+
     def piece(self, domain: str, recipe: str, stage: str = "experts") -> Piece:
         """Training as a piece of the study."""
         size = self.size
@@ -66,8 +71,8 @@ class Experts:
         seconds += 2 * min(100, size.questions) * (RESPONSE / SAMPLING + PROMPT / FORWARD)  # before and after
         return Piece(
             stage, f"{domain} {recipe}", f"{recipe}", seconds,
-            done=lambda: (self.path(domain, recipe) / MANIFEST).is_file(),
-            run=lambda: self.train(domain, recipe),
+            done=(self.path(domain, recipe) / MANIFEST).is_file,
+            run=partial(self.train, domain, recipe),
             needs=("data" if domain in GENERATORS else "further data", *((f"{domain} sft",) if recipe == "rlvr" else ())),
         )  # fmt: skip
 

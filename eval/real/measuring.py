@@ -1,10 +1,10 @@
 """What everybody is worth: base, experts, static merges that were tuned, and all seeds of every trained method, on the same questions."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from data import GENERATORS, SUITES
 from experts import Experts, described
@@ -12,6 +12,7 @@ from merges import METHODS, Merges
 from pieces import Piece
 from sizes import LOADING, RESPONSE, SAMPLING, Size
 
+from gopd_merge.comparison.concluding import Evaluation
 from gopd_merge.comparison.run import compare
 from gopd_merge.disk import write_json
 from gopd_merge.eval_config import STATIC_RIVALS, CompareConfig
@@ -45,11 +46,13 @@ class Measuring:
         """The experts' own questions come last: those that share its validation questions are asked with its limit of tokens."""
         return (*(str(SUITES[name]) for name in (SUITES if self.public else ())), "own")
 
-    def compare(self, adapters: Sequence[Path], rivals: Sequence[str]) -> Any:
+    def compare(
+        self, adapters: Sequence[Path], rivals: Sequence[str], suites: Sequence[str] | None = None, folder: Path | None = None
+    ) -> Evaluation:
         """These adapters beside base, experts and these static merges."""
         config = CompareConfig(
-            adapters=tuple(map(str, adapters)), suite=self.suites, data={n: f for n, f in self.files.items() if self.public}, seed=0,
-            rivals=tuple(rivals) or "none", limit=self.size.limit, tune_limit=self.size.tune, output=self.folder, batch_size=64,
+            adapters=tuple(map(str, adapters)), suite=tuple(suites or self.suites), data=self.files if self.public else {}, seed=0,
+            rivals=tuple(rivals) or "none", limit=self.size.limit, tune_limit=self.size.tune, output=folder or self.folder, batch_size=64,
             temperature=self.temperature, quantize="none",
         )  # fmt: skip
         with Progress() as listener:
@@ -72,7 +75,10 @@ class Measuring:
     def conclude(self) -> None:
         """All of them in one document; the results that are committed are it, without the answers and the curves."""
         found = self.compare(self.finals(), STATIC_RIVALS)
-        made = {domain: {recipe: described(self.experts.path(domain, recipe)) for recipe in ("sft", "rlvr")} for domain in GENERATORS}
+        made = {
+            domain: {r: described(self.experts.path(domain, r)) for r in dict.fromkeys(("sft", self.experts.last(domain)))}
+            for domain in GENERATORS
+        }
         kept = {key: value for key, value in found.document.items() if key not in ("samples", "curves")}
         study = {
             "data": json.loads((self.work / "data" / "data.json").read_text())["domains"],
@@ -81,26 +87,43 @@ class Measuring:
             "search": [json.loads(path.read_text()) for path in sorted((self.work / "search").glob("*.json"))],
         }
         write_json(self.output, kept | {"study": study})
+        write_json(self._mark("all"), {"output": self.output.name})
+
+    def conclude_four(self) -> None:
+        """The merge of four beside its experts and their tuned static merges, on the experts' own questions."""
+        found = self.compare([self.merges.four_path], ("average", "task_arithmetic", "ties"), ("own",), self.work / "evaluation" / "four")
+        output = self.output.with_name(f"{self.output.stem}_four.json")
+        write_json(output, {key: value for key, value in found.document.items() if key not in ("samples", "curves")})
+        write_json(self._mark("four"), {"output": output.name})
+
+    def four(self) -> Piece:
+        """Four experts, measured."""
+        tokens = 4 * (8 * self.size.limit + 25 * self.size.tune) * RESPONSE
+        return Piece(
+            "four", "four experts measured", "four measured", LOADING + tokens / SAMPLING, self._mark("four").is_file, self.conclude_four,
+            ("four experts merged",), LOCK,
+        )  # fmt: skip
 
     def pieces(self) -> list[Piece]:
         """By method and seed, then by rival, then the whole."""
-        asked = self.size.limit * (RESPONSE / SAMPLING) * (2 + (len(SUITES) if self.public else 0) * 2)
-        found = []
+        asked = self.size.limit * RESPONSE / SAMPLING * (2 + (2 * len(SUITES) if self.public else 0))
+        at = f"at temperature {self.temperature:g}"
+        first, found = next(iter(METHODS)), []
         for seed in range(self.size.seeds):
             for method in METHODS:
                 needs = (f"{method} seed {seed}",) if seed else tuple(f"{method} at {rate:g} validated" for rate in self.size.rates)
-                found.append(self._piece(f"{method} seed {seed} measured", "answers", asked, lambda m=method, s=seed: self.measure(m, s), f"{method}-{seed}", needs))
-        first = next(iter(METHODS))
+                run = partial(self.measure, method, seed)
+                found.append(self._piece(f"{method} seed {seed} measured {at}", "answers", asked, run, f"{method}-{seed}", needs))
         for rival in STATIC_RIVALS:
             seconds = asked + len(RIVALS[rival].grid) * 2 * self.size.tune * RESPONSE / SAMPLING
-            needs = (f"{first} seed 0 measured at temperature {self.temperature:g}",)
-            found.append(self._piece(f"{rival} tuned", rival, seconds, lambda r=rival: self.tune(r), rival, needs))
+            needs = (f"{first} seed 0 measured {at}",)
+            found.append(self._piece(f"{rival} tuned {at}", rival, seconds, partial(self.tune, rival), rival, needs))
         names = tuple(piece.name for piece in found)
-        whole = Piece("report", f"conclusions at temperature {self.temperature:g}", "conclusions", 60.0, self.output.is_file, self.conclude, names, LOCK)
+        whole = Piece("report", f"conclusions {at}", "conclusions", 60, self._mark("all").is_file, self.conclude, names, LOCK)
         return [*found, whole]
 
-    def _piece(self, name: str, kind: str, seconds: float, run: Any, mark: str, needs: tuple[str, ...]) -> Piece:
-        return Piece("measure", f"{name} at temperature {self.temperature:g}", kind, LOADING + seconds, self._mark(mark).is_file, run, needs, LOCK)
+    def _piece(self, name: str, kind: str, seconds: float, run: Callable[[], None], mark: str, needs: tuple[str, ...]) -> Piece:
+        return Piece("measure", name, kind, LOADING + seconds, self._mark(mark).is_file, run, needs, LOCK)
 
     def _mark(self, name: str) -> Path:
         return self.folder / "done" / f"{name}.json"

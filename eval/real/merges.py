@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +98,15 @@ class Merges:
     def pieces(self) -> list[Piece]:
         """The search, then the other seeds."""
         found = []
-        experts = tuple(f"{domain} rlvr" for domain in GENERATORS)
+        experts = tuple(f"{domain} {self.experts.last(domain)}" for domain in GENERATORS)
         for method, options in METHODS.items():
             for rate in self.size.rates:
                 output, name = self.searched(method, rate), f"{method} at {rate:g}"
                 run = self._runner(output, lambda rate=rate: rate, SEARCHED, options)
                 found.append(Piece("search", name, self.kind(method), self.seconds(), _complete(output), run, experts))
                 seconds = LOADING + 2 * self.size.tune * RESPONSE / SAMPLING
-                scored = Piece(
-                    "search", f"{name} validated", "validation", seconds,
-                    done=self.score_file(method, rate).is_file, run=lambda method=method, rate=rate: self.validate(method, rate), needs=(name,),
-                )  # fmt: skip
-                found.append(scored)
+                done, scored = self.score_file(method, rate).is_file, partial(self.validate, method, rate)
+                found.append(Piece("search", f"{name} validated", "validation", seconds, done, scored, (name,)))
         for seed in range(1, self.size.seeds):
             for method, options in METHODS.items():
                 output = self.final(method, seed)
@@ -117,21 +115,18 @@ class Merges:
                 found.append(Piece("merges", f"{method} seed {seed}", self.kind(method), self.seconds(), _complete(output), run, needs))
         return found
 
-    def four(self, seeds: int = 1) -> list[Piece]:
-        """The same command with four experts; the first method at its own rate."""
+    def four(self) -> Piece:
+        """The same with four experts; the first method at its own rate."""
         method = next(iter(METHODS))
         domains = (*GENERATORS, *FURTHER)
         needs = (*(f"{d} {self.experts.last(d)}" for d in domains), *(f"{method} at {rate:g} validated" for rate in self.size.rates))
-        found = []
-        for seed in range(seeds):
-            output = self.four_path(seed)
-            run = self._runner(output, lambda: self.rate(method), seed, METHODS[method], domains)
-            found.append(Piece("four", f"four experts seed {seed}", "four", 2 * self.seconds(), _complete(output), run, needs))
-        return found
+        run = self._runner(self.four_path, lambda: self.rate(method), 0, METHODS[method], domains)
+        return Piece("four", "four experts merged", "four", 2 * self.seconds(), _complete(self.four_path), run, needs)
 
-    def four_path(self, seed: int) -> Path:
+    @property
+    def four_path(self) -> Path:
         """The merge of four."""
-        return self.work / "merges" / f"four-seed-{seed}.lora"
+        return self.work / "merges" / "four.lora"
 
     def _runner(
         self, output: Path, rate: Callable[[], float], seed: int, options: Mapping[str, Any], domains: tuple[str, ...] = tuple(GENERATORS)

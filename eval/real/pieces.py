@@ -18,6 +18,7 @@ from gopd_merge.errors import Interrupted
 from gopd_merge.stopping import stop_on_signals
 
 TIMES = "times.jsonl"
+MARGIN = 5  # seconds before the end in which no piece is begun
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class Board:
         return "\n".join([*lines, f"left: {clock(total)} on one core; several processes share the pieces"])
 
 
-def work_on(board: Board, minutes: float | None, told: Callable[[str], None] = print) -> bool:
-    """Run pieces until none is left that this process can take, or the minutes are over; returns whether all are done.
+def work_on(board: Board, wanted: Sequence[Piece], minutes: float | None, told: Callable[[str], None] = print) -> bool:
+    """Run the wanted pieces until none is left, or the minutes are over; returns whether all of them are done.
 
     At the end of the minutes the piece that runs is stopped as by SIGTERM: it keeps what it has, and goes on with the next command.
     """
@@ -92,19 +93,32 @@ def work_on(board: Board, minutes: float | None, told: Callable[[str], None] = p
     stop_on_signals()
     with _alarm(deadline):
         try:
-            while pending := board.pending():
-                if deadline is not None and time.monotonic() > deadline - 5:
+            while pending := [piece for piece in wanted if not board.is_done(piece)]:
+                if deadline is not None and time.monotonic() > deadline - MARGIN:
                     break
-                if not any(_taken(board, piece, told) for piece in _ready(board, pending)):
+                ready = list(_ready(board, pending))
+                if not ready and not _is_worked_on(board):
+                    raise SystemExit(f"{pending[0].name}: needs pieces of a stage that is not asked for; leave out --stage")
+                if not any(_taken(board, piece, told) for piece in ready):
                     time.sleep(2)  # another process works on what is left
         except Interrupted as stopped:
             told(f"stopped: {stopped}; what was done is kept, give the command again to go on")
-    return not board.pending()
+    return all(board.is_done(piece) for piece in wanted)
 
 
 def _ready(board: Board, pending: Sequence[Piece]) -> Iterator[Piece]:
-    open_names = {piece.name for piece in pending}
+    open_names = {piece.name for piece in board.pending()}
     return (piece for piece in pending if not open_names & set(piece.needs))
+
+
+def _is_worked_on(board: Board) -> bool:
+    """Whether another process holds a piece."""
+    for path in (board.work / "locks").glob("*.lock"):
+        try:
+            FileLock(path, blocking=False).acquire().lock.release()
+        except Timeout:
+            return True
+    return False
 
 
 def _taken(board: Board, piece: Piece, told: Callable[[str], None]) -> bool:

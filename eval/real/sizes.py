@@ -12,7 +12,7 @@ class Size:
     questions: int  # for validation, and as many for the test, of the generators' problems
     sft_steps: int
     sft_batch: int
-    rlvr_steps: int
+    rlvr_steps: int  # 0: the experts are those of sft
     rlvr_prompts: int  # a step, each answered `generations` times
     generations: int
     merge_steps: int
@@ -28,7 +28,7 @@ class Size:
 SIZES = {
     "smoke": Size(
         about="minutes; shows that all stages work, and nothing else",
-        generated=60, questions=6, sft_steps=2, sft_batch=2, rlvr_steps=1, rlvr_prompts=2, generations=4, merge_steps=1, merge_batch=2,
+        generated=60, questions=6, sft_steps=2, sft_batch=2, rlvr_steps=0, rlvr_prompts=2, generations=4, merge_steps=1, merge_batch=2,
         rates=(1e-3,), seeds=1, limit=3, tune=2, max_new_tokens=16, lora_rank=4,
     ),
     "small": Size(
