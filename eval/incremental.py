@@ -11,7 +11,6 @@ and answers are kept in --work, so that the command can be stopped and given aga
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -128,7 +127,7 @@ def main(work: Path, new: Path, seeds: int, questions: int, output: Path, **size
     assert asked is not None
     for contender in (BASE, *of_experts(asked.inputs.experts)):
         measured[contender.method] = [asked.asked(contender, "given")]
-    document = {"schema": 1, "command": " ".join(["python", *sys.argv]), **summary(measured, cost, asked.benchmarks)}
+    document = {"schema": 1, "command": f"python eval/incremental.py --seeds {seeds} --questions {questions}", **summary(measured, cost, asked.benchmarks)}
     write_json(output, document | {"environment": environment(torch.device("cpu"))})
 
 

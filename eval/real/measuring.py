@@ -65,12 +65,12 @@ class Measuring:
     def measure(self, method: str, seed: int) -> None:
         """One trained merge; with the first of all, base and experts too."""
         self.compare([self.merges.final(method, seed)], ())
-        write_json(self._mark(f"{method}-{seed}"), {"adapter": self.merges.final(method, seed).name})
+        self._note(f"{method}-{seed}")
 
     def tune(self, rival: str) -> None:
         """One static merge: its grid on validation questions, its best on the test."""
         self.compare([self.merges.final(next(iter(METHODS)), 0)], (rival,))
-        write_json(self._mark(rival), {"rival": rival})
+        self._note(rival)
 
     def conclude(self) -> None:
         """All of them in one document; the results that are committed are it, without the answers and the curves."""
@@ -87,14 +87,14 @@ class Measuring:
             "search": [json.loads(path.read_text()) for path in sorted((self.work / "search").glob("*.json"))],
         }
         write_json(self.output, kept | {"study": study})
-        write_json(self._mark("all"), {"output": self.output.name})
+        self._note("all")
 
     def conclude_four(self) -> None:
         """The merge of four beside its experts and their tuned static merges, on the experts' own questions."""
         found = self.compare([self.merges.four_path], ("average", "task_arithmetic", "ties"), ("own",), self.work / "evaluation" / "four")
         output = self.output.with_name(f"{self.output.stem}_four.json")
         write_json(output, {key: value for key, value in found.document.items() if key not in ("samples", "curves")})
-        write_json(self._mark("four"), {"output": output.name})
+        self._note("four")
 
     def four(self) -> Piece:
         """Four experts, measured."""
@@ -126,4 +126,9 @@ class Measuring:
         return Piece("measure", name, kind, LOADING + seconds, self._mark(mark).is_file, run, needs, LOCK)
 
     def _mark(self, name: str) -> Path:
-        return self.folder / "done" / f"{name}.json"
+        return self.folder / "done" / name
+
+    def _note(self, name: str) -> None:
+        """That a piece is done: its answers alone do not say so."""
+        self._mark(name).parent.mkdir(parents=True, exist_ok=True)
+        self._mark(name).touch()

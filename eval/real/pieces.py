@@ -15,7 +15,6 @@ from filelock import FileLock, Timeout
 
 from gopd_merge.disk import append_json_line
 from gopd_merge.errors import Interrupted
-from gopd_merge.stopping import stop_on_signals
 
 TIMES = "times.jsonl"
 MARGIN = 5  # seconds before the end in which no piece is begun
@@ -87,10 +86,9 @@ class Board:
 def work_on(board: Board, wanted: Sequence[Piece], minutes: float | None, told: Callable[[str], None] = print) -> bool:
     """Run the wanted pieces until none is left, or the minutes are over; returns whether all of them are done.
 
-    At the end of the minutes the piece that runs is stopped as by SIGTERM: it keeps what it has, and goes on with the next command.
+    At the end of the minutes this process gets SIGTERM, which is to raise Interrupted: the piece that runs keeps what it has.
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    stop_on_signals()
     with _alarm(deadline):
         try:
             while pending := [piece for piece in wanted if not board.is_done(piece)]:
@@ -115,7 +113,8 @@ def _is_worked_on(board: Board) -> bool:
     """Whether another process holds a piece."""
     for path in (board.work / "locks").glob("*.lock"):
         try:
-            FileLock(path, blocking=False).acquire().lock.release()
+            with FileLock(path, blocking=False):
+                pass
         except Timeout:
             return True
     return False

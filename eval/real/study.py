@@ -26,6 +26,7 @@ from sizes import SIZES
 
 from gopd_merge.disk import write_json
 from gopd_merge.errors import GopdError
+from gopd_merge.stopping import stop_on_signals
 
 STAGES = ("base", "data", "experts", "search", "merges", "measure", "report", "four")
 
@@ -74,11 +75,14 @@ def check_same(options: argparse.Namespace) -> None:
 def main(options: argparse.Namespace) -> int:
     check_same(options)
     pieces = pieces_of(options)
+    for folder in ("experts", "merges"):
+        (options.work / folder).mkdir(exist_ok=True)
     board = Board(options.work, pieces)
     wanted = [piece for piece in pieces if not options.stage or piece.stage in options.stage]
     print(board.plan(), flush=True)
     if options.plan:
         return 0
+    stop_on_signals()
     try:
         done = work_on(board, wanted, options.minutes)
     except GopdError as error:
@@ -88,7 +92,8 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("eval/work/real"), help="everything that is made is kept here")
     parser.add_argument("--size", choices=list(SIZES), default="small", help="; ".join(f"{n}: {s.about}" for n, s in SIZES.items()))
@@ -102,4 +107,8 @@ if __name__ == "__main__":
     for name in ("gsm8k", "mbpp", "svamp", "humaneval"):
         parser.add_argument(f"--{name}", metavar="FILE", help=f"{name}'s rows as JSON lines (default: the Hub)")
     parser.add_argument("--output", type=Path, default=Path("eval/results/smollm2_study.json"))
-    sys.exit(main(parser.parse_args()))
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(arguments()))
