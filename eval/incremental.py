@@ -1,12 +1,13 @@
 """A merge that grows: one more expert is added to a merged adapter, in several ways. What is retained, and what does it cost?
 
-    python eval/domains/train.py --domains units --output eval/work/experts
+    python eval/domains/train.py --domains comparing --output eval/work/experts
     python eval/incremental.py
 
-The first merge is the default one of the embedded experts math and code. The third expert is one of eval/domains. Every way trains the
-default number of steps but for those that say otherwise, and is measured on the test questions of all three domains: the score, what
-the growing changed of the first merge on the same questions (paired), and how much of each expert's gain over the base is there. Merges
-and answers are kept in --work, so that the command can be stopped and given again. Writes eval/results/incremental.json.
+The first merge is the default one of the embedded experts math and code. The third expert is one of eval/domains, which the base knows
+nothing of: every way trains STEPS steps, twice the default, but for one that says otherwise. All are measured on the test questions of all
+three domains: the score, what growing changed of the first merge on the same questions (paired), and how much of each expert's gain over
+the base is there. Merges and answers are kept in --work, so that the command can be stopped and given again. Writes
+eval/results/incremental.json.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from gopd_merge.settings import identity
 FIRST = {"math": "adapters/math.lora", "code": "adapters/code.lora"}
 OLD = "old"  # the domain of the first merge, whose prompts are those of both of its experts
 QUESTIONS = 1000
+STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ WAYS = (
     Way("from the experts", "all three experts in one merge, without the first one: what growing is to be held against", anew=True),
     Way("merge as an expert", "the first merge teaches its own prompts at α = 1, the new expert its own at 1.25", old=True),
     Way("and begin at it", "the same, and the student begins at the first merge", old=True, start=True),
-    Way("and begin at it, 25 steps", "the same with half the steps", old=True, start=True, options={"steps": 25}),
+    Way("and begin at it, half the steps", "the same in half the time", old=True, start=True, options={"steps": STEPS // 2}),
     Way("new expert alone", "the student begins at the first merge and sees only the new expert's prompts", start=True),
     Way(
         "new expert alone, kept close",
@@ -63,8 +65,8 @@ WAYS = (
 
 def config_of(way: Way | None, seed: int, work: Path, new: Path, **sizes: Any) -> MergeConfig:
     """The merge of a way; the first merge where there is none."""
-    output = work / f"{'first' if way is None else way.name.replace(',', '').replace(' ', '-')}-seed-{seed}.lora"
-    common = {"seed": seed, "output": output, "eval": False} | sizes
+    output = work / f"{new.stem}-{way.name.replace(',', '').replace(' ', '-')}-seed-{seed}.lora" if way else f"first-seed-{seed}.lora"
+    common: dict[str, Any] = {"seed": seed, "output": output, "eval": False} | sizes
     if way is None:
         return MergeConfig(experts=FIRST, **common)
     domain, first = new.name.removesuffix(".lora"), str(config_of(None, seed, work, new).output)
@@ -72,7 +74,7 @@ def config_of(way: Way | None, seed: int, work: Path, new: Path, **sizes: Any) -
     options: dict[str, Any] = {"alpha": {OLD: 1.0, domain: 1.25}, "prompts": {OLD: str(old_prompts(work))}} if way.old else {}
     if way.start:
         options["start"] = first
-    return MergeConfig(experts=experts, **common | options | way.options)
+    return MergeConfig(experts=experts, **{"steps": STEPS} | options | way.options | common)
 
 
 def old_prompts(work: Path) -> Path:
@@ -110,7 +112,7 @@ class Questions:
 
 def main(work: Path, new: Path, seeds: int, questions: int, output: Path, **sizes: Any) -> None:
     if not (new / "adapter_config.json").is_file():
-        raise SystemExit(f"{new}: no expert there; make one with python eval/domains/train.py --domains units --output {new.parent}")
+        raise SystemExit(f"{new}: no expert there; make one with python eval/domains/train.py --domains comparing --output {new.parent}")
     work.mkdir(parents=True, exist_ok=True)
     asked: Questions | None = None
     measured: dict[str, list[Measured]] = {}
@@ -127,7 +129,8 @@ def main(work: Path, new: Path, seeds: int, questions: int, output: Path, **size
     assert asked is not None
     for contender in (BASE, *of_experts(asked.inputs.experts)):
         measured[contender.method] = [asked.asked(contender, "given")]
-    document = {"schema": 1, "command": f"python eval/incremental.py --seeds {seeds} --questions {questions}", **summary(measured, cost, asked.benchmarks)}
+    command = f"python eval/incremental.py --seeds {seeds} --questions {questions}"
+    document = {"schema": 1, "command": command, **summary(measured, cost, asked.benchmarks)}
     write_json(output, document | {"environment": environment(torch.device("cpu"))})
 
 
@@ -181,7 +184,7 @@ def gain_kept(measured: Mapping[str, Sequence[Measured]], name: str, benchmark: 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("eval/work/incremental"))
-    parser.add_argument("--new", type=Path, default=Path("eval/work/experts/units.lora"), help="the expert that is added")
+    parser.add_argument("--new", type=Path, default=Path("eval/work/experts/comparing.lora"), help="the expert that is added")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="test questions of each domain")
     parser.add_argument("--output", type=Path, default=Path("eval/results/incremental.json"))
