@@ -25,7 +25,7 @@ HELP = """Merge LoRA experts of one base model into one adapter, by on-policy di
 
 # What is not the merge itself is imported when it is asked for: name, function, help.
 COMMANDS = (
-    ("resume", "merging:resume", "Go on with a merge that was stopped or killed, as it was begun."),
+    ("resume", "merging:resume", "Go on with a merge or training that was stopped, as it was begun."),
     ("probe", "probing:probe", "Choose α on validation questions, without training."),
     ("sweep", "sweeping:sweep", "Choose α, learning rate, steps by short merges, then merge."),
     ("eval", "evaluating:evaluate", "Measure adapters on benchmarks, beside their base."),

@@ -138,7 +138,7 @@ class Course(TrainerCallback):  # type: ignore[misc] # Transformers is not typed
             self.best = score
         since = sum(score.step > self.best.step for score in self.scores) if self.best else 0
         if self._config.patience and since >= self._config.patience and self.step < self.steps:
-            self.stopped = f"no better than at step {self.best.step if self.best else 0} for {since} validations"
+            self.stopped = f"worse than at step {self.best.step if self.best else 0} for {since} validations"
 
     # --- what a reward tells ---
 

@@ -96,8 +96,8 @@ def constant_text(value: float, count: int) -> str:
     """What to do about rewards that are all alike."""
     if value == 0:
         return (
-            f"all of {count} answers are rewarded with 0: the base never gets it right, so there is nothing to reinforce. Look at its answers "
-            "(gopd-merge chat), train it by --recipe sft first and give that as --start, take easier data, or correct the reward"
+            f"all of {count} answers are rewarded with 0: the base never gets it right, so there is nothing to reinforce. Look at its "
+            "answers (gopd-merge chat), train it by --recipe sft first and give that as --start, take easier data, or correct the reward"
         )
     if value == 1:
         return f"all of {count} answers are rewarded with 1: there is nothing left to learn here. Take harder data, or a stricter reward"

@@ -33,8 +33,10 @@ class Score:
     n: int
 
     def beats(self, other: "Score") -> bool:
-        """Whether it is better, by however little: a loss is better where it is lower."""
-        return self.score < other.score if self.metric == "loss" else self.score > other.score
+        """Whether it is better, by however little: a loss where it is lower. Of equal shares the later one has learned more."""
+        if self.metric == "loss":
+            return self.score < other.score
+        return self.score > other.score or (self.score == other.score and self.step > other.step)
 
 
 class Validator:
