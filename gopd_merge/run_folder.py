@@ -46,7 +46,8 @@ def working_folder(
     on, if there is one; `note` is told where the machine is another than it began on.
 
     `about` holds the `config`, the `settings` that the result depends on, the `environment`, and the `command` where that is no
-    merge, which writes another `manifest`. Raises InputError where another run works there, or where there is one that this one does not go on with.
+    merge, which writes another `manifest`.
+    Raises InputError where another run works there, or one is there that this one does not go on with.
     """
     check_output(output, overwrite, manifest)
     partial = partial_of(output)
