@@ -23,7 +23,12 @@ ROOT = Path(__file__).parent.parent
 # Pages whose text stands elsewhere, where GitHub and contributors look for it.
 ELSEWHERE = {"index.md": "README.md", "results.md": "eval/README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 CONFIGS = {
-    "": MergeConfig, "plan": MergeConfig, "sweep": SweepConfig, "probe": ProbeConfig, "eval": EvalConfig, "compare": CompareConfig,
+    "": MergeConfig,
+    "plan": MergeConfig,
+    "sweep": SweepConfig,
+    "probe": ProbeConfig,
+    "eval": EvalConfig,
+    "compare": CompareConfig,
     "train-expert": TrainConfig,
 }
 INHERITED = {"plan": "", "sweep": "", "compare": "eval"}  # commands that take all options of another one, and some of their own

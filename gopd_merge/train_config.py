@@ -92,11 +92,16 @@ class TrainConfig(BaseModel):
     )
     unsafe_exec: bool = option(False, "run a model's code without a sandbox: only in a container that holds nothing of value", "Machine")
 
-    @field_validator("data", "targets", mode="before")
+    @field_validator("data", mode="before")
     @classmethod
-    def _texts(cls, value: Any) -> Any:
+    def _data(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(value)
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets(cls, value: Any) -> Any:
         given = [value] if isinstance(value, str) else value
-        return tuple(part for text in given for part in (str(text).split(",")) if part)
+        return tuple(part for text in given for part in str(text).split(",") if part)
 
     @field_validator("columns", mode="before")
     @classmethod

@@ -32,11 +32,6 @@ class Rewards:
         elif config.reward_regex is not None:
             self._own = Isolated("regex", config.reward_regex, "", config.reward_seconds)
 
-    @property
-    def are_verdicts(self) -> bool:
-        """Whether each is 0 or 1; a user's own function may give any number."""
-        return not self._config.reward
-
     def of(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
         """One finite number for each answer, `texts[i]` being one to `examples[i]`. Raises GopdError where all calls of the batch fail."""
         if self._own is None:

@@ -116,6 +116,12 @@ def run(
         course.evaluate_if_due()
         if course.step < steps and not course.stopped:
             trainer.train()
+    except torch.OutOfMemoryError as error:
+        course.save()
+        raise GopdError(
+            f"step {course.step + 1}: memory did not last; a lower --micro-batch-size, --max-new-tokens or --batch-size takes less, "
+            "and so does --activation-checkpointing"
+        ) from error
     except (Interrupted, GopdError):
         course.save()
         raise

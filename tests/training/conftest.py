@@ -36,7 +36,14 @@ def additions(count: int) -> list[dict]:
     rng = random.Random(0)
     pairs = sorted({(rng.randint(1, 40), rng.randint(1, 40)) for _ in range(4 * count)})[:count]
     rng.shuffle(pairs)
-    return [{"prompt": f"Ben has {a} pens. Ben buys {b} more. How many pens does Ben have?", "answer": str(a + b), "response": f"{a} + {b} = {a + b}\n#### {a + b}"} for a, b in pairs]
+    return [
+        {
+            "prompt": f"Ben has {a} pens. Ben buys {b} more. How many pens does Ben have?",
+            "answer": str(a + b),
+            "response": f"{a} + {b} = {a + b}\n#### {a + b}",
+        }
+        for a, b in pairs
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,9 @@ def test_what_is_there_is_not_thrown_away(sums, train, tmp_path, config):
     options = OPTIONS["sft"] | RUN
     with pytest.raises(Interrupted):
         train(tmp_path / "a.lora", sums, listener=StopsAfter(1), **options)
-    with pytest.raises(InputError, match=r"holds a run that was stopped at step 1; go on with gopd-merge resume .*a\.lora, or give --overwrite"):
+    with pytest.raises(
+        InputError, match=r"holds a run that was stopped at step 1; go on with gopd-merge resume .*a\.lora, or give --overwrite"
+    ):
         train(tmp_path / "a.lora", sums, **options)
     with pytest.raises(InputError, match=r"was begun with learning_rate 0.001 \(now 0.002\)"):
         train(tmp_path / "a.lora", sums, resume=True, **options | {"learning_rate": 2e-3})
@@ -74,7 +76,9 @@ def test_the_command_says_how_to_go_on_resume_does_and_a_finished_one_is_kept(su
     from gopd_merge.report import training_progress
 
     output = tmp_path / "b.lora"
-    monkeypatch.setattr(training_progress.SilentTraining, "step", lambda self, step, steps, row: step == 1 and os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(
+        training_progress.SilentTraining, "step", lambda self, step, steps, row: step == 1 and os.kill(os.getpid(), signal.SIGTERM)
+    )
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     words = ["train-expert", "--base", "adapters/tiny-base", "--data", sums, "--recipe", "sft", "--output", str(output), "--quiet"]
     words += ["--steps", "2", "--batch-size", "4", "--eval-prompts", "4", "--max-new-tokens", "8"]

@@ -17,7 +17,8 @@ from gopd_merge.plan import read_inputs
 from gopd_merge.training.examples import Example, read_examples
 from gopd_merge.training.scoring import response_log_probs, summed_up
 
-LOGGING = '''
+SHORT = ["--steps", "1", "--batch-size", "4", "--max-new-tokens", "8", "--eval-prompts", "4"]
+LOGGING = """
 import json
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def reward(prompt, response, answer):
     with Path({log!r}).open("a") as file:
         file.write(json.dumps(value) + "\\n")
     return value
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +138,7 @@ def test_the_folder_is_what_a_merge_takes_with_no_further_options(request, name)
 def test_a_merge_of_it_runs_and_measures_its_domain(sft, tmp_path):
     printed = StringIO()
     with redirect_stdout(printed):
-        code = main(
-            ["--experts", str(sft), "adapters/code.lora", "--output", str(tmp_path / "m.lora"), "--steps", "1", "--batch-size", "4"]
-            + ["--max-new-tokens", "8", "--eval-prompts", "4", "--quiet", "--json"]
-        )
+        code = main(["--experts", str(sft), "adapters/code.lora", "--output", str(tmp_path / "m.lora"), *SHORT, "--quiet", "--json"])
     assert code == 0
     assert {row["domain"] for row in json.loads(printed.getvalue())["results"]} == {"sums", "code"}
 

@@ -78,7 +78,9 @@ def test_a_training_in_which_no_group_differs_any_more_is_told_from_one_that_nev
     assert signal.has_learned
 
 
-def test_a_function_that_fails_everywhere_ends_the_run_and_one_that_fails_at_times_does_not(refused, train, sums, tmp_path, manifest, metrics):
+def test_a_function_that_fails_everywhere_ends_the_run_and_one_that_fails_at_times_does_not(
+    refused, train, sums, tmp_path, manifest, metrics
+):
     file = tmp_path / "mine.py"
     file.write_text("def always(response):\n    return 1 / 0\n\ndef at_times(response):\n    return 1 / (len(response) % 2)\n")
     line = refused("--reward", f"{file}:always", "--max-new-tokens", "8", code=1)

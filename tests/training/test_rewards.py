@@ -10,7 +10,7 @@ from gopd_merge.training.examples import Example
 from gopd_merge.training.isolated import Isolated
 from gopd_merge.training.rewards import Rewards, constant, graded
 
-OWN = '''
+OWN = """
 import os, sys, time
 print("printed when it is imported")
 
@@ -26,7 +26,7 @@ def reward(prompt, response, weight=1):
     if response == "exit":
         sys.exit()
     return {"nan": float("nan"), "none": None, "text": "3", "true": True}.get(response, weight * len(response))
-'''
+"""
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_batch_of_which_every_call_fails_ends_the_run_and_a_function_that_hang
     with pytest.raises(GopdError, match=r"all of 2 calls in a row failed: raised ValueError.*correct it"):
         own.of([Example(prompt="p")] * 2, ["raise"] * 2)
     began = time.monotonic()
-    with pytest.raises(GopdError, match="took longer than 0.5 s \\(8 times\\)"):
+    with pytest.raises(GopdError, match=r"took longer than 0\.5 s \(8 times\)"):
         own.of([Example(prompt="p")] * 200, ["hang"] * 200)
     assert time.monotonic() - began < 20
     assert own.of([Example(prompt="p")] * 2, ["raise", "ok"]) == [0, 2]  # the control: one that does not fail is enough
