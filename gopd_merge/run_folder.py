@@ -58,7 +58,7 @@ def working_folder(
             check_unfinished(output, overwrite)
             remove(partial, [path.name for path in partial.iterdir() if path.name != LOCK])
             begun = {"schema": SCHEMA, "version": __version__, "directory": os.path.relpath(Path.cwd(), partial.resolve())}
-            write_json(partial / RUN, begun | about)
+            write_json(partial / RUN, {**begun, **about})
         try:
             yield partial
         except BaseException:

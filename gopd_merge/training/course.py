@@ -108,7 +108,11 @@ class Course(TrainerCallback):  # type: ignore[misc] # Transformers is not typed
         with self._checkpoints.new(self.step) as folder:
             self._backbone.save_student(folder, self._base.name, self._base.commit)
             save_optimizer(self._optimizer, folder)
-            state = {"schedule": self._schedule.state_dict(), "clock": self._clock.state_dict(), "skipping": self._skipping.state_dict()}
+            state: dict[str, Any] = {
+                "schedule": self._schedule.state_dict(),
+                "clock": self._clock.state_dict(),
+                "skipping": self._skipping.state_dict(),
+            }
             state |= {"scores": [asdict(score) for score in self.scores], "best": asdict(self.best) if self.best else None}
             state |= {"signal": asdict(self._signal), "failures": dict(self._rewards.failures), "calls": self._rewards.calls}
             write_json(folder / STATE, state)

@@ -102,9 +102,10 @@ def _recipe_for(config: TrainConfig, rows: Sequence[Row]) -> Recipe:
     if config.reward or config.reward_regex:
         return "rlvr"
     found = _named(config, rows[0]).keys()
-    for recipe in ("dpo", "rlvr", "sft"):
-        if all(any(name in found for name in group) for group in NEEDS[recipe]):  # type: ignore[index] # a Recipe each
-            return recipe  # type: ignore[return-value]
+    choices: tuple[Recipe, ...] = ("dpo", "rlvr", "sft")
+    for recipe in choices:
+        if all(any(name in found for name in group) for group in NEEDS[recipe]):
+            return recipe
     raise InputError(
         f"{rows[0].where}: has {_listed(found)}, which no recipe takes; beside a prompt, rlvr needs an answer, cases, tests or --reward, "
         "sft a "

@@ -53,7 +53,7 @@ def failure(error: BaseException, path: str) -> str:
         if path and Path(frame.filename).resolve() == Path(path).resolve()
     ]
     where = f" in line {lines[-1]}" if lines else ""
-    return f"raised {type(error).__name__}{where}: {' '.join(str(error).split())[:200]}"
+    return f"raised {type(error).__name__}{where}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
 
 
 def answered(function: Callable[..., Any], columns: dict[str, Any], path: str) -> dict[str, Any]:

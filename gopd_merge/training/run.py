@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gopd_merge import artefacts
-from gopd_merge.disk import remove, write_json
+from gopd_merge.disk import LOCK, remove, write_json
 from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distill.checkpoint import Checkpoints
 from gopd_merge.distill.rollout import row_seeds
@@ -21,7 +21,7 @@ from gopd_merge.hub.expert_card import expert_card
 from gopd_merge.machine import resolve_device
 from gopd_merge.plan import check_output
 from gopd_merge.report.training_progress import SilentTraining
-from gopd_merge.run_folder import CHECKPOINTS, LOCK, RUN, check_unfinished, working_folder
+from gopd_merge.run_folder import CHECKPOINTS, RUN, check_unfinished, working_folder
 from gopd_merge.train_config import TrainConfig
 from gopd_merge.training.course import BEST, METRICS, Course, Listener
 from gopd_merge.training.examples import digest, write_prompts
@@ -159,10 +159,7 @@ def finish(
         backbone.load_student(course.best_folder)
     backbone.save_student(folder, inputs.base.name, inputs.base.commit)
     artefacts.verify_adapter(backbone, folder, [e.prompt for e in inputs.splits["train"][:4]])
-    try:
-        read_expert(config.expert, str(folder))
-    except InputError as error:
-        raise VerificationError(f"{error}: the training has changed nothing that a merge could use; look at {METRICS}") from None
+    check_changed(config, inputs, folder)
     write_prompts(folder / "prompts", inputs.splits)
     document = {
         "schema": SCHEMA,
@@ -193,6 +190,16 @@ def finish(
     remove(folder, [ANSWERS, *(path.name for path in folder.glob(f"{BEST}*"))])
     write_json(folder / TRAINING, described)
     return document
+
+
+def check_changed(config: TrainConfig, inputs: TrainingInputs, folder: Path) -> None:
+    """Raises VerificationError for an adapter that no merge would take, or that is the one that it began as."""
+    try:
+        written = read_expert(config.expert, str(folder))
+    except InputError as error:
+        raise VerificationError(f"{error}: the training has made nothing that a merge could use; look at {METRICS}") from None
+    if inputs.start and written.sha256 == inputs.start.sha256:
+        raise VerificationError(f"{folder}: no step has changed the adapter of --start; look at the rewards in {METRICS}")
 
 
 def _described(one: Expert | None) -> dict[str, Any] | None:

@@ -115,5 +115,5 @@ def response_log_probs(backbone: Backbone, role: str, prompts: Sequence[str], re
         rollout = written(backbone, prompts[part], responses[part], ("",) * len(prompts[part]), UNCUT)
         hidden = rollout.predicting(backbone.hidden(role, rollout.ids, rollout.attention_mask))  # (N, H)
         log_probs = backbone.logits(hidden, role).log_softmax(-1).gather(-1, rollout.response_ids().unsqueeze(-1)).squeeze(-1)  # (N,)
-        found += log_probs.split(rollout.response_mask.sum(1).tolist())
+        found += torch.split(log_probs, rollout.response_mask.sum(1).tolist())
     return found

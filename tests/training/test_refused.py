@@ -50,7 +50,7 @@ def refused(capsys, sums, tmp_path):
         (["--base", "none"], "none: no such folder"),
         (["--validation-share", "0.6", "--test-share", "0.5"], "leave nothing to train on"),
         (["--learning-rate", "0"], "--learning-rate"),
-        (["--max-new-tokens", "5000"], "are longer than the 256 tokens that the context of adapters/tiny-base has room for"),
+        (["--max-new-tokens", "5000"], "are longer than the 512 tokens that the context of adapters/tiny-base has room for"),
     ],
 )
 def test_bad_options_and_data_are_refused_in_a_line(refused, words, said):
