@@ -45,8 +45,9 @@ def working_folder(
     If the block raises, the output is as it was, and what was computed stays in OUTPUT.partial. With `resume` the run that is there goes
     on, if there is one; `note` is told where the machine is another than it began on.
 
-    `about` holds the `config`, the `settings` that the result depends on, the `environment`, and the `command` where that is no merge, which
-    writes another `manifest`. Raises InputError where another run works there, or where there is one that this one does not go on with.
+    `about` holds the `config`, the `settings` that the result depends on, the `environment`, and the `command` where that is no
+    merge, which writes another `manifest`.
+    Raises InputError where another run works there, or one is there that this one does not go on with.
     """
     check_output(output, overwrite, manifest)
     partial = partial_of(output)
@@ -57,7 +58,7 @@ def working_folder(
             check_unfinished(output, overwrite)
             remove(partial, [path.name for path in partial.iterdir() if path.name != LOCK])
             begun = {"schema": SCHEMA, "version": __version__, "directory": os.path.relpath(Path.cwd(), partial.resolve())}
-            write_json(partial / RUN, begun | about)
+            write_json(partial / RUN, {**begun, **about})
         try:
             yield partial
         except BaseException:
@@ -118,7 +119,21 @@ def check_unfinished(output: Path, overwrite: bool) -> None:
     )
 
 
+def command_of(output: Path) -> str | None:
+    """The command whose run works or was stopped there, where that is no merge."""
+    try:
+        about = json.loads((partial_of(output) / RUN).read_text(encoding="utf-8"))
+        return str(about["command"]) if "command" in about else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def stored_config(output: Path) -> MergeConfig:
+    """The options of the merge that works or was stopped there. Raises InputError as `stored_options`."""
+    return make_config(stored_options(output))
+
+
+def stored_options(output: Path) -> dict[str, Any]:
     """The options of the run that works or was stopped there; the working directory becomes the one that it was started in.
 
     Raises InputError where there is none.
@@ -134,7 +149,7 @@ def stored_config(output: Path) -> MergeConfig:
         raise InputError(
             f"{partial}: cannot go on, the folder it was started in is not there ({error.strerror}); give its command again with --resume"
         ) from None
-    return make_config(about["config"] | {"output": os.path.relpath(output)})
+    return {**about["config"], "output": os.path.relpath(output)}
 
 
 def _take_up(partial: Path, now: Mapping[str, Any], note: Callable[[str], None]) -> None:

@@ -50,11 +50,13 @@ class TrainConfig(BaseModel):
 
     validation: str | None = option(None, "file of examples to validate on (default: a share of the data)", "What to measure")
     validation_share: float = option(0.1, "share of the data that is kept for validation", "What to measure", ge=0, lt=1)
-    test: str | None = option(None, "file of examples for the test that merges measure on (default: a share of the data)", "What to measure")
+    test: str | None = option(
+        None, "file of examples for the test that merges measure on (default: a share of the data)", "What to measure"
+    )
     test_share: float = option(0.1, "share of the data that is kept for that, where it can be graded", "What to measure", ge=0, lt=1)
     eval_every: int | None = option(None, "steps between validations (default: a tenth of all)", "What to measure", ge=1)
     eval_prompts: int = option(200, "examples of each validation (as many as there are, if fewer)", "What to measure", ge=2)
-    patience: int = option(4, "stop after so many validations in a row that are no better than the best; 0 = never", "What to measure", ge=0)
+    patience: int = option(4, "stop after so many validations in a row that are worse than the best; 0 = never", "What to measure", ge=0)
 
     output: Path = option(Path("expert.lora"), "folder to write the adapter to, with its prompts, card and manifest", "Output")
     overwrite: bool = option(False, "replace the output folder if it exists", "Output")
@@ -90,11 +92,16 @@ class TrainConfig(BaseModel):
     )
     unsafe_exec: bool = option(False, "run a model's code without a sandbox: only in a container that holds nothing of value", "Machine")
 
-    @field_validator("data", "targets", mode="before")
+    @field_validator("data", mode="before")
     @classmethod
-    def _texts(cls, value: Any) -> Any:
+    def _data(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(value)
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets(cls, value: Any) -> Any:
         given = [value] if isinstance(value, str) else value
-        return tuple(part for text in given for part in (str(text).split(",")) if part)
+        return tuple(part for text in given for part in str(text).split(",") if part)
 
     @field_validator("columns", mode="before")
     @classmethod

@@ -23,6 +23,7 @@ LEVEL = {
     "probe_config": 3,
     "halving": 2,
     "sweep_config": 3,
+    "train_config": 2,
     **dict.fromkeys(ROOMS, 4),
     "plan": 5,
     "settings": 6,
@@ -35,6 +36,7 @@ LEVEL = {
     "casting": 7,
     "chat": 7,
     "distillation": 8,
+    "training": 8,
     "comparison": 9,
     "scaling": 10,
     "pipeline": 11,
@@ -72,11 +74,13 @@ WITHOUT_TORCH = (
     "server",
     "sweep_config",
     "tracking",
+    "train_config",
 )
 LIGHT = (
     *("experts.intake", "experts.base", "experts.decoder", "experts.token_counts", "prompts.sources"),
     *("distill.counted", "distill.counted_pass", "distill.ledger", "distill.methods", "distill.sizes"),
     *("evaluate.suites", "evaluate.items", "evaluate.rows"),
+    *("training.examples", "training.inputs", "training.isolated", "training.reward_worker", "training.rewards"),
 )
 
 

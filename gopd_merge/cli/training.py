@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gopd_merge.cli.options import CONFIG, DRY_RUN, JSON, QUIET, RESUME, takes
 from gopd_merge.cli.quiet import quieten_libraries
-from gopd_merge.errors import GopdError, InputError, Interrupted
+from gopd_merge.errors import GopdError, Interrupted
 from gopd_merge.options import checked, read_config_file
 from gopd_merge.stopping import stop_on_signals
 from gopd_merge.train_config import TrainConfig
@@ -15,7 +15,7 @@ from gopd_merge.train_config import TrainConfig
 if TYPE_CHECKING:
     from gopd_merge.training.inputs import TrainingInputs
 
-TRAINING = "training.json"
+COMMAND, MANIFEST = "train-expert", "training.json"
 
 
 @takes(TrainConfig, CONFIG, JSON, QUIET, DRY_RUN, RESUME)
@@ -29,16 +29,30 @@ def train_expert(**options: Any) -> None:
     from gopd_merge.run_folder import check_unfinished, has_settings, is_complete
     from gopd_merge.training.inputs import read_training
 
-    done = resume and is_complete(config.output, TRAINING)
-    if not done:
-        check_output(config.output, config.overwrite, TRAINING)
+    done = resume and is_complete(config.output, MANIFEST)
+    if not (done or dry_run):
+        check_output(config.output, config.overwrite, MANIFEST)
     if not (resume or dry_run):
         check_unfinished(config.output, config.overwrite)
     inputs = read_training(config)
     if dry_run:
         _plan(config, inputs, as_json)
+    elif done and has_settings(config.output, inputs.settings(config), MANIFEST):
+        _print_complete(config.output, as_json)
     else:
         run(config, inputs, resume, as_json, quiet)
+
+
+def resume(output: Path, as_json: bool, quiet: bool) -> None:
+    """Go on with a training that was stopped or killed, as it was begun."""
+    from gopd_merge.run_folder import is_complete, stored_options
+    from gopd_merge.training.inputs import read_training
+
+    if is_complete(output, MANIFEST):
+        _print_complete(output, as_json)
+        return
+    config = checked(TrainConfig, stored_options(output))
+    run(config, read_training(config), True, as_json, quiet)
 
 
 def run(config: TrainConfig, inputs: "TrainingInputs", resume: bool, as_json: bool, quiet: bool) -> None:
@@ -74,13 +88,21 @@ def _plan(config: TrainConfig, inputs: "TrainingInputs", as_json: bool) -> None:
     print(dump_json(document, ensure_ascii=False) if as_json else plan_text(document))
 
 
+def _print_complete(output: Path, as_json: bool) -> None:
+    """A training that ended is not made again."""
+    print(
+        (output / MANIFEST).read_text(encoding="utf-8") if as_json else f"{output} is complete, nothing is left to do",
+        end="" if as_json else "\n",
+    )
+
+
 def _stopped(output: Path) -> str:
     """What to say when a signal stopped a run: where, what is saved, how to go on."""
     from gopd_merge.disk import partial_of
     from gopd_merge.run_folder import is_complete, saved_steps
 
     steps = saved_steps(output)
-    if is_complete(output, TRAINING):
+    if is_complete(output, MANIFEST):
         return f"stopped; {output} is complete"
     if not partial_of(output).exists():
         return "stopped before anything was computed"

@@ -48,24 +48,28 @@ def card_text(manifest: Mapping[str, Any], document: Document | None, place: Pla
     """Markdown with a YAML header, from the run's manifest and its results, if it was measured. Names no path of this machine."""
     config = MergeConfig.model_validate(manifest["config"])
     base, commit = place.base or (public_name(manifest["base"]["name"], manifest["base"]["commit"]), manifest["base"]["commit"])
-    return environment().get_template("card.md.jinja").render(
-        header=_header(base if commit else None, document, place),
-        place=place,
-        adapter=place.repo or "path/to/this/folder",
-        base=base,
-        commit=commit,
-        teacher_base=_name_of(manifest.get("teacher_base")),
-        nf4=manifest["base"]["quantization"] == "nf4",
-        precision=PRECISION[manifest["base"]["quantization"]],
-        rank=manifest["student"]["rank"],
-        room=lora_room(manifest["student"]["rank"]),
-        how=HOW[config.method].format(alpha=_alpha(config)),
-        experts=[_expert(domain, e) for domain, e in manifest["inputs"].items()],
-        recipe=list(_recipe(config, manifest)),
-        results=markdown_text(document).rstrip() if document else None,
-        limits=list(_limits(config, manifest, document)),
-        longest=min(LONGEST_ASKED, 4 * config.max_new_tokens),
-        paper=PAPER,
+    return (
+        environment()
+        .get_template("card.md.jinja")
+        .render(
+            header=_header(base if commit else None, document, place),
+            place=place,
+            adapter=place.repo or "path/to/this/folder",
+            base=base,
+            commit=commit,
+            teacher_base=_name_of(manifest.get("teacher_base")),
+            nf4=manifest["base"]["quantization"] == "nf4",
+            precision=PRECISION[manifest["base"]["quantization"]],
+            rank=manifest["student"]["rank"],
+            room=lora_room(manifest["student"]["rank"]),
+            how=HOW[config.method].format(alpha=_alpha(config)),
+            experts=[_expert(domain, e) for domain, e in manifest["inputs"].items()],
+            recipe=list(_recipe(config, manifest)),
+            results=markdown_text(document).rstrip() if document else None,
+            limits=list(_limits(config, manifest, document)),
+            longest=min(LONGEST_ASKED, 4 * config.max_new_tokens),
+            paper=PAPER,
+        )
     )
 
 

@@ -27,20 +27,24 @@ def expert_card(manifest: Mapping[str, Any], name: str) -> str:
     """Markdown with a YAML header, from the training's manifest. Names no path of this machine."""
     base = manifest["base"]
     best = manifest["best"]
-    return environment().get_template("expert.md.jinja").render(
-        header=_header(manifest),
-        name=name,
-        rank=manifest["student"]["rank"],
-        domain=manifest["domain"],
-        base=public_name(base["name"], base["commit"]),
-        commit=base["commit"],
-        how=HOW[manifest["recipe"]],
-        start=_name(manifest["start"]),
-        scores=[score | {"text": _text(score)} for score in manifest["scores"]],
-        written=best["step"] if best else manifest["steps"],
-        meaning=MEANING[manifest["scores"][0]["metric"]] if manifest["scores"] else "",
-        recipe=list(_recipe(manifest)),
-        quantization=NF4 if base["quantization"] == "nf4" else FULL,
+    return (
+        environment()
+        .get_template("expert.md.jinja")
+        .render(
+            header=_header(manifest),
+            name=name,
+            rank=manifest["student"]["rank"],
+            domain=manifest["domain"],
+            base=public_name(base["name"], base["commit"]),
+            commit=base["commit"],
+            how=HOW[manifest["recipe"]],
+            start=_name(manifest["start"]),
+            scores=[score | {"text": _text(score)} for score in manifest["scores"]],
+            written=best["step"] if best else manifest["steps"],
+            meaning=MEANING[manifest["scores"][0]["metric"]] if manifest["scores"] else "",
+            recipe=list(_recipe(manifest)),
+            quantization=NF4 if base["quantization"] == "nf4" else FULL,
+        )
     )
 
 

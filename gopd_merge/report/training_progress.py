@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gopd_merge.report.progress import Progress, Silent
+from gopd_merge.report.terminal import columns
 
 PERCENT = ("accuracy", "preferred")  # scores that are shares
 
@@ -24,8 +25,6 @@ class TrainingProgress(Progress):
         if inputs.teacher:
             self._print(f"teacher  {inputs.teacher.name}, on the same base")
         self._print("examples " + " · ".join(f"{name} {len(found):,}" for name, found in inputs.splits.items()))
-        if count := sum(inputs.dropped.values()):
-            self.note(f"{count:,} example(s) are longer than the base's context with --max-new-tokens and are left out")
         answers = f", {config.generations} answers each" if inputs.recipe == "rlvr" else ""
         self._print(f"recipe   {inputs.recipe}: {inputs.steps(config)} steps × {config.batch_size} prompts{answers}")
 
@@ -52,3 +51,20 @@ def score_text(score: Any) -> str:
         return f"validation {100 * score.score:.1f} % {what} ({100 * score.low:.1f}–{100 * score.high:.1f}), n = {score.n:,}"
     unit = " nats a token" if score.metric == "loss" else ""
     return f"validation {score.metric} {score.score:.4f} ({score.low:.4f}–{score.high:.4f}){unit}, n = {score.n:,}"
+
+
+def plan_text(document: Mapping[str, Any]) -> str:
+    """What a training would do, as --dry-run prints it."""
+    base, student = document["base"], document["student"]
+    answers = f", {document['generations']} answers each" if document["generations"] else ""
+    rows = [
+        ["expert", f"{document['domain']}, to {document['output']}"],
+        ["base", f"{base['name']}, {'NF4' if base['quantization'] == 'nf4' else 'full precision'}"],
+        ["student", f"LoRA of rank {student['rank']} on {', '.join(student['targets'])}"],
+        *([["start", document["start"]]] if document["start"] else []),
+        *([["teacher", document["teacher"]]] if document["teacher"] else []),
+        ["examples", " · ".join(f"{name} {count:,}" for name, count in document["examples"].items())],
+        ["recipe", f"{document['recipe']}: {document['steps']} steps × {document['batch_size']} prompts{answers}"],
+        *(["note", note] for note in document["notes"]),
+    ]
+    return columns(rows)

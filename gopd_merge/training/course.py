@@ -73,6 +73,7 @@ class Course(TrainerCallback):  # type: ignore[misc] # Transformers is not typed
         self.best: Score | None = None
         self.stopped: str | None = None  # why it ended before its last step
         self._saved = 0  # the last step of which there is a checkpoint
+        self._in_between = False  # whether a full step was begun and not written down
         self._signal = Signal()
         self._skipping = Skipping()
         self._rewarded: dict[str, Any] = {}  # of the step under way
@@ -101,13 +102,17 @@ class Course(TrainerCallback):  # type: ignore[misc] # Transformers is not typed
         write_json_lines(self._folder / METRICS, [row for row in rows if row["step"] <= self.step])
 
     def save(self) -> None:
-        """A checkpoint of the last full step, unless there is one. Raises OSError."""
-        if self._saved == self.step:
+        """A checkpoint of the last full step, unless there is one, or the next has half come. Raises OSError."""
+        if self._saved == self.step or self._in_between:
             return
         with self._checkpoints.new(self.step) as folder:
             self._backbone.save_student(folder, self._base.name, self._base.commit)
             save_optimizer(self._optimizer, folder)
-            state = {"schedule": self._schedule.state_dict(), "clock": self._clock.state_dict(), "skipping": self._skipping.state_dict()}
+            state: dict[str, Any] = {
+                "schedule": self._schedule.state_dict(),
+                "clock": self._clock.state_dict(),
+                "skipping": self._skipping.state_dict(),
+            }
             state |= {"scores": [asdict(score) for score in self.scores], "best": asdict(self.best) if self.best else None}
             state |= {"signal": asdict(self._signal), "failures": dict(self._rewards.failures), "calls": self._rewards.calls}
             write_json(folder / STATE, state)
@@ -138,7 +143,7 @@ class Course(TrainerCallback):  # type: ignore[misc] # Transformers is not typed
             self.best = score
         since = sum(score.step > self.best.step for score in self.scores) if self.best else 0
         if self._config.patience and since >= self._config.patience and self.step < self.steps:
-            self.stopped = f"no better than at step {self.best.step if self.best else 0} for {since} validations"
+            self.stopped = f"worse than at step {self.best.step if self.best else 0} for {since} validations"
 
     # --- what a reward tells ---
 
@@ -175,6 +180,7 @@ class Course(TrainerCallback):  # type: ignore[misc] # Transformers is not typed
             for parameter in self._backbone.student_parameters():
                 parameter.grad = None
         self._skipping.count(skipped)
+        self._in_between = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
         """Called after each step, and once more at the end."""
@@ -185,6 +191,7 @@ class Course(TrainerCallback):  # type: ignore[misc] # Transformers is not typed
         row |= {"seconds": round(time.perf_counter() - self._began, 3), "memory_bytes": peak_memory(self._backbone.device)}
         row |= {"skipped": self._skipping.total}
         append_json_line(self._folder / METRICS, row)
+        self._in_between = False
         if self._checkpoints.is_due(self.step) or self.step == self.steps:
             self.save()
         self._undisturbed.close()

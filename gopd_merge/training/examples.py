@@ -1,4 +1,4 @@
-"""What an expert learns from: rows of files as examples, checked for the recipe, and divided into training, validation and test. No torch."""
+"""What an expert learns from: rows of files as examples, checked for the recipe, and divided into three splits. No torch."""
 
 import hashlib
 import json
@@ -89,7 +89,9 @@ def write_prompts(folder: Path, splits: Splits) -> None:
 
 def digest(splits: Splits) -> str:
     """sha256 of all examples, in their order."""
-    texts = json.dumps([[name, [e.model_dump(mode="json", exclude_none=True) for e in found]] for name, found in splits.items()], default=str)
+    texts = json.dumps(
+        [[name, [e.model_dump(mode="json", exclude_none=True) for e in found]] for name, found in splits.items()], default=str
+    )
     return hashlib.sha256(texts.encode()).hexdigest()
 
 
@@ -100,11 +102,13 @@ def _recipe_for(config: TrainConfig, rows: Sequence[Row]) -> Recipe:
     if config.reward or config.reward_regex:
         return "rlvr"
     found = _named(config, rows[0]).keys()
-    for recipe in ("dpo", "rlvr", "sft"):
-        if all(any(name in found for name in group) for group in NEEDS[recipe]):  # type: ignore[index] # a Recipe each
-            return recipe  # type: ignore[return-value]
+    choices: tuple[Recipe, ...] = ("dpo", "rlvr", "sft")
+    for recipe in choices:
+        if all(any(name in found for name in group) for group in NEEDS[recipe]):
+            return recipe
     raise InputError(
-        f"{rows[0].where}: has {_listed(found)}, which no recipe takes; beside a prompt, rlvr needs an answer, cases, tests or --reward, sft a "
+        f"{rows[0].where}: has {_listed(found)}, which no recipe takes; beside a prompt, rlvr needs an answer, cases, tests or --reward, "
+        "sft a "
         "response, dpo chosen and rejected, seqkd a --teacher. Other names: --columns answer=NAME"
     )
 
@@ -120,7 +124,9 @@ def _named(config: TrainConfig, row: Row) -> dict[str, Any]:
 
 
 def _example(where: str, values: Mapping[str, Any], recipe: Recipe, needs: Sequence[Sequence[str]]) -> Example:
-    values = dict(values) | {name: _text_of(where, name, values[name]) for name in ("prompt", "response", "chosen", "rejected") if name in values}
+    values = dict(values) | {
+        name: _text_of(where, name, values[name]) for name in ("prompt", "response", "chosen", "rejected") if name in values
+    }
     if "prompt" not in values:
         raise InputError(f"{where}: has no prompt (it has {_listed(values)}); say which column it is: --columns prompt=NAME")
     for group in needs:
@@ -162,7 +168,9 @@ def _check_apart(splits: Splits, config: TrainConfig) -> None:
         both = {e.prompt for e in splits.get(one, ())} & {e.prompt for e in splits.get(other, ())}
         if both:
             file = config.test if other == "test" and config.test else config.validation
-            raise InputError(f"{file}: {len(both)} of its prompts are in the data for {one} too, {min(both)[:60]!r} first; take them out of one")
+            raise InputError(
+                f"{file}: {len(both)} of its prompts are in the data for {one} too, {min(both)[:60]!r} first; take them out of one"
+            )
 
 
 def _listed(names: Iterable[str]) -> str:

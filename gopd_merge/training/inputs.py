@@ -3,11 +3,13 @@
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from gopd_merge.errors import InputError
 from gopd_merge.experts.base import Base, linear_kinds, resolve_base
 from gopd_merge.experts.intake import Expert, read_expert
+from gopd_merge.experts.tensor_file import file_sha256
 from gopd_merge.plan import pinned
 from gopd_merge.settings import base_digest
 from gopd_merge.train_config import Recipe, TrainConfig
@@ -48,7 +50,8 @@ class TrainingInputs:
         """All that the adapter depends on but the machine: two runs of which it is equal are the same run."""
         settings = config.model_dump(mode="json", exclude=ASIDE)
         settings |= {"recipe": self.recipe, "steps": self.steps(config), "lora_rank": self.rank, "targets": list(self.targets)}
-        settings |= {"base": base_digest(self.base), "data": digest(self.splits), "reward": config.reward}
+        settings |= {"base": base_digest(self.base), "data": digest(self.splits)}
+        settings["reward"] = file_sha256(Path(config.reward.rpartition(":")[0])) if config.reward else None
         for name, one in (("start", self.start), ("teacher", self.teacher)):
             settings[name] = one.sha256 if one else None
         return settings

@@ -35,9 +35,7 @@ def learning_rate(config: TrainConfig, recipe: Recipe, width: int) -> float:
     return config.learning_rate or RATES[recipe] * default_learning_rate(width)
 
 
-def optimizer_of(
-    backbone: Backbone, config: TrainConfig, recipe: Recipe, steps: int
-) -> tuple[torch.optim.Optimizer, LambdaLR]:
+def optimizer_of(backbone: Backbone, config: TrainConfig, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """AdamW and its rate: it rises over the warm-up; then rlvr keeps it, which the best validation ends, and the others fall to zero."""
     rate = learning_rate(config, recipe, backbone.hidden_size)
     optimizer = torch.optim.AdamW(backbone.student_parameters(), lr=rate, weight_decay=0.0)
@@ -118,7 +116,14 @@ Rows = Sequence[tuple[int, Example]]
 
 
 def _grpo(
-    backbone: Backbone, config: TrainConfig, inputs: TrainingInputs, rows: Rows, first: int, reward: Reward, common: dict[str, Any], folder: str
+    backbone: Backbone,
+    config: TrainConfig,
+    inputs: TrainingInputs,
+    rows: Rows,
+    first: int,
+    reward: Reward,
+    common: dict[str, Any],
+    folder: str,
 ) -> Any:
     examples = inputs.splits["train"]
 
@@ -158,7 +163,14 @@ def _grpo(
 
 
 def _sft(
-    backbone: Backbone, config: TrainConfig, inputs: TrainingInputs, rows: Rows, first: int, reward: Reward, common: dict[str, Any], folder: str
+    backbone: Backbone,
+    config: TrainConfig,
+    inputs: TrainingInputs,
+    rows: Rows,
+    first: int,
+    reward: Reward,
+    common: dict[str, Any],
+    folder: str,
 ) -> Any:
     micro = _divisor(config.batch_size, config.micro_batch_size)
     return _Sft(
@@ -174,7 +186,14 @@ def _sft(
 
 
 def _dpo(
-    backbone: Backbone, config: TrainConfig, inputs: TrainingInputs, rows: Rows, first: int, reward: Reward, common: dict[str, Any], folder: str
+    backbone: Backbone,
+    config: TrainConfig,
+    inputs: TrainingInputs,
+    rows: Rows,
+    first: int,
+    reward: Reward,
+    common: dict[str, Any],
+    folder: str,
 ) -> Any:
     micro = _divisor(config.batch_size, config.micro_batch_size)
     chat = bool(backbone.tokenizer.chat_template)

@@ -47,9 +47,13 @@ def searching(pattern: str) -> Callable[..., float]:
 
 def failure(error: BaseException, path: str) -> str:
     """Its kind, where in the user's file it was raised, and what it says."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if path and Path(frame.filename).resolve() == Path(path).resolve()]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if path and Path(frame.filename).resolve() == Path(path).resolve()
+    ]
     where = f" in line {lines[-1]}" if lines else ""
-    return f"raised {type(error).__name__}{where}: {' '.join(str(error).split())[:200]}"
+    return f"raised {type(error).__name__}{where}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
 
 
 def answered(function: Callable[..., Any], columns: dict[str, Any], path: str) -> dict[str, Any]:

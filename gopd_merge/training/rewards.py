@@ -32,11 +32,6 @@ class Rewards:
         elif config.reward_regex is not None:
             self._own = Isolated("regex", config.reward_regex, "", config.reward_seconds)
 
-    @property
-    def are_verdicts(self) -> bool:
-        """Whether each is 0 or 1; a user's own function may give any number."""
-        return not self._config.reward
-
     def of(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
         """One finite number for each answer, `texts[i]` being one to `examples[i]`. Raises GopdError where all calls of the batch fail."""
         if self._own is None:
@@ -96,8 +91,8 @@ def constant_text(value: float, count: int) -> str:
     """What to do about rewards that are all alike."""
     if value == 0:
         return (
-            f"all of {count} answers are rewarded with 0: the base never gets it right, so there is nothing to reinforce. Look at its answers "
-            "(gopd-merge chat), train it by --recipe sft first and give that as --start, take easier data, or correct the reward"
+            f"all of {count} answers are rewarded with 0: the base never gets it right, so there is nothing to reinforce. Look at its "
+            "answers (gopd-merge chat), train it by --recipe sft first and give that as --start, take easier data, or correct the reward"
         )
     if value == 1:
         return f"all of {count} answers are rewarded with 1: there is nothing left to learn here. Take harder data, or a stricter reward"

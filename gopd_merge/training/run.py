@@ -9,23 +9,24 @@ from typing import Any
 import torch
 
 from gopd_merge import artefacts
-from gopd_merge.disk import remove, write_json
+from gopd_merge.disk import LOCK, remove, write_json
 from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distill.checkpoint import Checkpoints
-from gopd_merge.distill.rollout import prompt_lengths, row_seeds
+from gopd_merge.distill.rollout import row_seeds
 from gopd_merge.errors import GopdError, InputError, Interrupted, VerificationError
-from gopd_merge.experts.base import context_length, load_base, load_tokenizer
+from gopd_merge.experts.base import load_base
 from gopd_merge.experts.intake import CONFIG, WEIGHTS, Expert, read_expert
 from gopd_merge.experts.tensor_file import file_sha256
 from gopd_merge.hub.expert_card import expert_card
 from gopd_merge.machine import resolve_device
 from gopd_merge.plan import check_output
 from gopd_merge.report.training_progress import SilentTraining
-from gopd_merge.run_folder import CHECKPOINTS, LOCK, RUN, check_unfinished, working_folder
+from gopd_merge.run_folder import CHECKPOINTS, RUN, check_unfinished, working_folder
 from gopd_merge.train_config import TrainConfig
 from gopd_merge.training.course import BEST, METRICS, Course, Listener
 from gopd_merge.training.examples import digest, write_prompts
-from gopd_merge.training.inputs import TRAINING, TrainingInputs, read_training, without_long
+from gopd_merge.training.inputs import TRAINING, TrainingInputs, read_training
+from gopd_merge.training.planning import fitting
 from gopd_merge.training.recipes import learning_rate, make_trainer, optimizer_of, reference_role
 from gopd_merge.training.rewards import Rewards, constant, constant_text
 from gopd_merge.training.scoring import Validator, sampled
@@ -60,13 +61,17 @@ def train_expert(
     check_output(config.output, config.overwrite, TRAINING)
     if not resume:
         check_unfinished(config.output, config.overwrite)
-    inputs = fitting(inputs or read_training(config), config)
+    inputs = inputs or read_training(config)
+    settings = inputs.settings(config)
+    inputs, notes = fitting(inputs, config)
     rewards = Rewards(config)
     environment = artefacts.environment(torch.device(resolve_device(config.device))) | {"trl": importlib.metadata.version("trl")}
-    about = {"command": "train-expert", "config": inputs.pin(config).model_dump(mode="json"), "settings": inputs.settings(config)}
+    about = {"command": "train-expert", "config": inputs.pin(config).model_dump(mode="json"), "settings": settings}
     about |= {"environment": environment}
     try:
         listener.started(config, inputs)
+        for note in notes:
+            listener.note(note)
         with working_folder(config.output, config.overwrite, about, resume, listener.note, TRAINING) as folder:
             with clock.measure("load"):
                 listener.phase("loading the base")
@@ -78,19 +83,6 @@ def train_expert(
         rewards.close()
     remove(config.output, [RUN, LOCK, TRAINER, *(() if config.keep_checkpoints else (CHECKPOINTS,))])
     return TrainResult(config.output, document)
-
-
-def fitting(inputs: TrainingInputs, config: TrainConfig) -> TrainingInputs:
-    """Without the examples that the base's context has no room for. Raises InputError where all are too long."""
-    tokenizer = load_tokenizer(inputs.base)
-    room = context_length(inputs.base)
-    lengths = {}
-    for name, examples in inputs.splits.items():
-        prompts = prompt_lengths(tokenizer, [e.prompt for e in examples]) if examples else []
-        longest = [max((len(tokenizer(text)["input_ids"]) + 1 for text in (e.response, e.chosen, e.rejected) if text), default=0) for e in examples]
-        answered = inputs.recipe in ("rlvr", "seqkd")
-        lengths[name] = [p + (config.max_new_tokens if answered else r) for p, r in zip(prompts, longest, strict=True)]
-    return without_long(inputs, lengths, room)
 
 
 def load_student(config: TrainConfig, inputs: TrainingInputs) -> Backbone:
@@ -124,6 +116,12 @@ def run(
         course.evaluate_if_due()
         if course.step < steps and not course.stopped:
             trainer.train()
+    except torch.OutOfMemoryError as error:
+        course.save()
+        raise GopdError(
+            f"step {course.step + 1}: memory did not last; a lower --micro-batch-size, --max-new-tokens or --batch-size takes less, "
+            "and so does --activation-checkpointing"
+        ) from error
     except (Interrupted, GopdError):
         course.save()
         raise
@@ -161,10 +159,7 @@ def finish(
         backbone.load_student(course.best_folder)
     backbone.save_student(folder, inputs.base.name, inputs.base.commit)
     artefacts.verify_adapter(backbone, folder, [e.prompt for e in inputs.splits["train"][:4]])
-    try:
-        read_expert(config.expert, str(folder))
-    except InputError as error:
-        raise VerificationError(f"{error}: the training has changed nothing that a merge could use; look at {METRICS}") from None
+    check_changed(config, inputs, folder)
     write_prompts(folder / "prompts", inputs.splits)
     document = {
         "schema": SCHEMA,
@@ -195,6 +190,16 @@ def finish(
     remove(folder, [ANSWERS, *(path.name for path in folder.glob(f"{BEST}*"))])
     write_json(folder / TRAINING, described)
     return document
+
+
+def check_changed(config: TrainConfig, inputs: TrainingInputs, folder: Path) -> None:
+    """Raises VerificationError for an adapter that no merge would take, or that is the one that it began as."""
+    try:
+        written = read_expert(config.expert, str(folder))
+    except InputError as error:
+        raise VerificationError(f"{error}: the training has made nothing that a merge could use; look at {METRICS}") from None
+    if inputs.start and written.sha256 == inputs.start.sha256:
+        raise VerificationError(f"{folder}: no step has changed the adapter of --start; look at the rewards in {METRICS}")
 
 
 def _described(one: Expert | None) -> dict[str, Any] | None:

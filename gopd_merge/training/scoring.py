@@ -33,8 +33,10 @@ class Score:
     n: int
 
     def beats(self, other: "Score") -> bool:
-        """Whether it is better, by however little: a loss is better where it is lower."""
-        return self.score < other.score if self.metric == "loss" else self.score > other.score
+        """Whether it is better, by however little: a loss where it is lower. Of equal shares the later one has learned more."""
+        if self.metric == "loss":
+            return self.score < other.score
+        return self.score > other.score or (self.score == other.score and self.step > other.step)
 
 
 class Validator:
@@ -113,5 +115,5 @@ def response_log_probs(backbone: Backbone, role: str, prompts: Sequence[str], re
         rollout = written(backbone, prompts[part], responses[part], ("",) * len(prompts[part]), UNCUT)
         hidden = rollout.predicting(backbone.hidden(role, rollout.ids, rollout.attention_mask))  # (N, H)
         log_probs = backbone.logits(hidden, role).log_softmax(-1).gather(-1, rollout.response_ids().unsqueeze(-1)).squeeze(-1)  # (N,)
-        found += log_probs.split(rollout.response_mask.sum(1).tolist())
+        found += torch.split(log_probs, rollout.response_mask.sum(1).tolist())
     return found

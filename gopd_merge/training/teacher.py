@@ -17,7 +17,9 @@ ANSWERS = "teacher.jsonl"  # a line an answer, so that a run that is stopped ask
 ROWS = 64  # answers sampled at once
 
 
-def taught(backbone: Backbone, config: TrainConfig, inputs: TrainingInputs, folder: Path, clock: Clock, listener: Listener) -> TrainingInputs:
+def taught(
+    backbone: Backbone, config: TrainConfig, inputs: TrainingInputs, folder: Path, clock: Clock, listener: Listener
+) -> TrainingInputs:
     """The examples with the teacher's answers as responses; then the teacher is put away. An answer that the limit cut is left out.
 
     Raises GopdError where it finishes none.
@@ -47,7 +49,8 @@ def taught(backbone: Backbone, config: TrainConfig, inputs: TrainingInputs, fold
             whole[name].append(example.model_copy(update={"response": answer["text"]}))
     if not whole["train"]:
         raise GopdError(
-            f"{inputs.teacher.name}: none of its {len(asked)} answers ends within {config.max_new_tokens} tokens; give more --max-new-tokens"
+            f"{inputs.teacher.name}: none of its {len(asked)} answers ends within {config.max_new_tokens} tokens; "
+            "give more --max-new-tokens"
         )
     if cut := len(asked) - sum(map(len, whole.values())):
         listener.note(f"{cut} of {len(asked)} answers of the teacher did not end within {config.max_new_tokens} tokens and are left out")
