@@ -1,13 +1,11 @@
 """A merge that grows: one more expert is added to a merged adapter, in several ways. What is retained, and what does it cost?
 
-    python eval/domains/train.py --domains comparing --output eval/work/experts
     python eval/incremental.py
 
-The first merge is the default one of the embedded experts math and code. The third expert is one of eval/domains, which the base knows
-nothing of: every way trains STEPS steps, twice the default, but for one that says otherwise. All are measured on the test questions of all
-three domains: the score, what growing changed of the first merge on the same questions (paired), and how much of each expert's gain over
-the base is there. Merges and answers are kept in --work, so that the command can be stopped and given again. Writes
-eval/results/incremental.json.
+The first merge is made of the embedded math expert alone, with the default options; the code expert is added to it. Every way trains the
+default number of steps but for one that says otherwise. All are measured on the test questions of both domains: the score, what growing
+changed of the first merge on the same questions (paired), and how much of each expert's gain over the base is there. Merges and answers
+are kept in --work, so that the command can be stopped and given again. Writes eval/results/incremental.json.
 """
 
 import argparse
@@ -30,10 +28,10 @@ from gopd_merge.evaluate.suites import Benchmark
 from gopd_merge.plan import MANIFEST, own_questions, read_inputs
 from gopd_merge.settings import identity
 
-FIRST = {"math": "adapters/math.lora", "code": "adapters/code.lora"}
-OLD = "old"  # the domain of the first merge, whose prompts are those of both of its experts
+FIRST = {"math": "adapters/math.lora"}
+OLD = "old"  # the domain of the first merge, whose prompts are those of its experts
 QUESTIONS = 1000
-STEPS = 100
+STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,12 @@ class Way:
     about: str
     old: bool = False
     start: bool = False
-    anew: bool = False  # from the three experts themselves, without the first merge
+    anew: bool = False  # from the experts themselves, without the first merge
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 WAYS = (
-    Way("from the experts", "all three experts in one merge, without the first one: what growing is to be held against", anew=True),
+    Way("from the experts", "both experts in one merge, without the first one: what growing is to be held against", anew=True),
     Way("merge as an expert", "the first merge teaches its own prompts at α = 1, the new expert its own at 1.25", old=True),
     Way("and begin at it", "the same, and the student begins at the first merge", old=True, start=True),
     Way("and begin at it, half the steps", "the same in half the time", old=True, start=True, options={"steps": STEPS // 2}),
@@ -65,7 +63,8 @@ WAYS = (
 
 def config_of(way: Way | None, seed: int, work: Path, new: Path, **sizes: Any) -> MergeConfig:
     """The merge of a way; the first merge where there is none."""
-    output = work / f"{new.stem}-{way.name.replace(',', '').replace(' ', '-')}-seed-{seed}.lora" if way else f"first-seed-{seed}.lora"
+    name = "first" if way is None else way.name.replace(",", "").replace(" ", "-")
+    output = work / f"{name}-seed-{seed}.lora"
     common: dict[str, Any] = {"seed": seed, "output": output, "eval": False} | sizes
     if way is None:
         return MergeConfig(experts=FIRST, **common)
@@ -94,7 +93,7 @@ def configs(work: Path, new: Path, seeds: int, **sizes: Any) -> Iterator[tuple[W
 
 
 class Questions:
-    """The test questions of all three domains, and who answered what of them."""
+    """The test questions of all domains, and who answered what of them."""
 
     def __init__(self, work: Path, new: Path, count: int) -> None:
         self.config = MergeConfig(experts=FIRST | {new.name.removesuffix(".lora"): str(new)}, eval_prompts=count, eval=False)
@@ -111,8 +110,6 @@ class Questions:
 
 
 def main(work: Path, new: Path, seeds: int, questions: int, output: Path, **sizes: Any) -> None:
-    if not (new / "adapter_config.json").is_file():
-        raise SystemExit(f"{new}: no expert there; make one with python eval/domains/train.py --domains comparing --output {new.parent}")
     work.mkdir(parents=True, exist_ok=True)
     asked: Questions | None = None
     measured: dict[str, list[Measured]] = {}
@@ -143,7 +140,7 @@ def summary(
     measured: Mapping[str, Sequence[Measured]], cost: Mapping[str, Sequence[Mapping[str, Any]]], benchmarks: Sequence[Benchmark]
 ) -> dict[str, Any]:
     """Rows of every model, and every way's paired differences from the first merge and from the merge of the experts themselves."""
-    about: dict[str, str] = {"first": "the merge of math and code, to which the third expert is added"} | {w.name: w.about for w in WAYS}
+    about: dict[str, str] = {"first": "the merge to which an expert is added"} | {w.name: w.about for w in WAYS}
     rows = [
         {
             "name": name,
@@ -184,7 +181,7 @@ def gain_kept(measured: Mapping[str, Sequence[Measured]], name: str, benchmark: 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("eval/work/incremental"))
-    parser.add_argument("--new", type=Path, default=Path("eval/work/experts/comparing.lora"), help="the expert that is added")
+    parser.add_argument("--new", type=Path, default=Path("adapters/code.lora"), help="the expert that is added")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="test questions of each domain")
     parser.add_argument("--output", type=Path, default=Path("eval/results/incremental.json"))

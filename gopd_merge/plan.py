@@ -128,7 +128,9 @@ def _rank(config: MergeConfig, experts: Sequence[Expert], start: Expert | None) 
 
 
 def _check_start(config: MergeConfig, experts: Sequence[Expert], start: Expert | None) -> None:
-    """Raises InputError for a start that no student can have."""
+    """Raises InputError for a start that no student can have, or that would be gone afterwards."""
+    if start and not start.commit and config.output.resolve() == start.path.resolve():
+        raise InputError(f"{config.output}: is what the merge begins at, and would be replaced by it; choose another --output")
     if start and not start.is_plain:
         raise InputError(
             f"--start {config.start}: is no plain LoRA (B · A and nothing else), so a student cannot go on from it; start at none"

@@ -59,7 +59,7 @@ def test_a_piece_that_another_process_holds_is_left_to_it(pieces, make, tmp_path
     mine, theirs = make("mine"), make("theirs")
     other = FileLock(tmp_path / "locks" / "theirs.lock")
     with other:
-        assert not pieces.work_on(pieces.Board(tmp_path, [theirs, mine]), [theirs, mine], 0.12, silent)
+        assert not pieces.work_on(pieces.Board(tmp_path, [theirs, mine]), [theirs, mine], 0.1, silent)
     assert make.ran == ["mine"]
     assert pieces.work_on(pieces.Board(tmp_path, [theirs, mine]), [theirs, mine], None, silent)
     assert make.ran == ["mine", "theirs"]
@@ -69,7 +69,7 @@ def test_pieces_that_share_a_lock_do_not_run_side_by_side(pieces, make, tmp_path
     (tmp_path / "locks").mkdir()
     one = make("one", lock="shared")
     with FileLock(tmp_path / "locks" / "shared.lock"):
-        assert not pieces.work_on(pieces.Board(tmp_path, [one]), [one], 0.12, silent)
+        assert not pieces.work_on(pieces.Board(tmp_path, [one]), [one], 0.1, silent)
     assert make.ran == []
 
 

@@ -28,8 +28,10 @@ def study(tmp_path, monkeypatch):
         monkeypatch.setattr(one, "METHODS", {name: merges.METHODS[name] for name in ("exopd-1.25", "opd")})
     monkeypatch.setattr(measuring, "STATIC_RIVALS", ("average",))
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    fixed = ["--size", "smoke", "--base", str(ROOT / "adapters" / "tiny-base"), "--generated-only", "--output", str(tmp_path / "out.json")]
-    yield lambda *flags: study.main(study.arguments([*fixed, "--work", str(tmp_path / "work"), *flags]))
+    (tmp_path / "adapters").symlink_to(ROOT / "adapters")
+    monkeypatch.chdir(tmp_path)
+    fixed = ["--work", "work", "--size", "smoke", "--base", "adapters/tiny-base", "--generated-only", "--output", "out.json"]
+    yield lambda *flags: study.main(study.arguments([*fixed, *flags]))
     for number, known in before.items():
         signal.signal(number, known)
 
