@@ -39,6 +39,7 @@ class Merges:
     work: Path
     size: Size
     experts: Experts
+    start: str = "none"  # where every student begins
 
     def config(self, output: Path, domains: tuple[str, ...], seed: int, rate: float | None, options: Mapping[str, Any]) -> MergeConfig:
         """One merge of the experts of these domains."""
@@ -47,7 +48,7 @@ class Merges:
             experts={domain: str(self.experts.path(domain, self.experts.last(domain))) for domain in domains},
             output=output, seed=seed, learning_rate=rate, steps=size.merge_steps, batch_size=size.merge_batch * len(domains) // 2,
             micro_batch_size=8, max_new_tokens=size.max_new_tokens, quantize="none", eval=False, checkpoint_every=3, checkpoint_minutes=3,
-            warmup_steps=min(2, size.merge_steps - 1), **options,
+            warmup_steps=min(2, size.merge_steps - 1), start=self.start, **options,
         )  # fmt: skip
 
     def searched(self, method: str, rate: float) -> Path:

@@ -39,7 +39,7 @@ def pieces_of(options: argparse.Namespace) -> list[Piece]:
     files = {name: file for name, file in given.items() if file}
     real = {"math": options.gsm8k, "code": options.mbpp}
     experts = Experts(work, size, str(base))
-    merges = Merges(work, size, experts)
+    merges = Merges(work, size, experts, options.start)
     measuring = Measuring(work, size, experts, merges, files, public, options.temperature, options.output)
     found = [
         Piece("base", "base", "base", 20, (base / "config.json").is_file, lambda: make_base(base)),
@@ -62,7 +62,7 @@ def pieces_of(options: argparse.Namespace) -> list[Piece]:
 def check_same(options: argparse.Namespace) -> None:
     """Raises SystemExit where the folder holds a study of other sizes or data: its pieces would be mixed."""
     path = options.work / "study.json"
-    asked = {name: getattr(options, name) for name in ("size", "base", "generated_only")}
+    asked = {name: getattr(options, name) for name in ("size", "base", "generated_only", "start")}
     if not path.is_file():
         options.work.mkdir(parents=True, exist_ok=True)
         write_json(path, asked)
@@ -102,6 +102,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plan", action="store_true", help="only show what there is to do")
     parser.add_argument("--four", action="store_true", help="make two further experts, and merge all four")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the answers that are measured; 0 is greedy")
+    parser.add_argument("--start", default="none", help="where the student of every trained merge begins, as the merge's own --start")
     parser.add_argument("--base", help="another base than SmolLM2: a model's folder")
     parser.add_argument("--generated-only", action="store_true", help="generated problems alone, neither public data nor public test sets")
     for name in ("gsm8k", "mbpp", "svamp", "humaneval"):
