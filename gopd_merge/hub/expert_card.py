@@ -5,6 +5,7 @@ from pathlib import PurePath
 from typing import Any
 
 from gopd_merge.hub.card import environment
+from gopd_merge.hub.licence import strictest
 from gopd_merge.hub.public import public_name
 
 HOW = {
@@ -57,7 +58,7 @@ def _header(manifest: Mapping[str, Any]) -> str:
     return ModelCardData(
         base_model=on_hub,
         base_model_relation="adapter" if on_hub else None,
-        license=base["licence"],
+        license=strictest({name: manifest[name]["licence"] for name in ("base", "start", "teacher") if manifest[name]}),
         library_name="peft",
         pipeline_tag="text-generation",
         tags=["gopd-merge", "lora", manifest["recipe"]],

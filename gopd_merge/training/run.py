@@ -108,7 +108,7 @@ def run(
     course = Course(backbone, config, steps, folder, inputs.base, optimizers, validator, rewards, checkpoints, clock, listener)
     first = checkpoints.steps()[-1] if checkpoints.steps() else 0
     if inputs.recipe == "rlvr" and not first:
-        with clock.measure("reward"):
+        with clock.measure("sample"):
             look_at_rewards(backbone, config, inputs, rewards, listener)
     trainer = make_trainer(backbone, config, inputs, optimizers, first, course.reward, course, str(folder / TRAINER))
     course.take_up()
