@@ -119,8 +119,9 @@ def _examples(config: TrainConfig, recipe: Recipe, rows: Sequence[Row]) -> tuple
 
 
 def _named(config: TrainConfig, row: Row) -> dict[str, Any]:
-    """The row's columns under the names that are used here."""
-    return row.values | {name: row.values[column] for name, column in config.columns.items() if column in row.values}
+    """The row's columns under the names that are used here; without pictures and the like, which nothing here could use."""
+    values = {name: value for name, value in row.values.items() if isinstance(value, str | int | float | list | dict)}
+    return values | {name: row.values[column] for name, column in config.columns.items() if column in row.values}
 
 
 def _example(where: str, values: Mapping[str, Any], recipe: Recipe, needs: Sequence[Sequence[str]]) -> Example:
