@@ -9,33 +9,27 @@ PHASES = ("score", "update")
 
 
 def profile_table() -> list[str]:
-    """Seconds before and after, and their shares by kind of operation."""
+    """Seconds, and their shares by kind of operation."""
     document = json.loads((RESULTS / "profile_step.json").read_text())
     lines = [
         "## Where the time goes\n",
         f"Scoring and update of {document['prompts']} prompts of up to {document['prompt_tokens']} tokens with responses of up to "
         f"{document['response_tokens']}: random weights in the shapes of published models, two experts on all linear layers, α = 1.25, "
-        f"micro-batches of {document['micro_batch']}, chunks of {document['chunk']}. *Before*, commit {document['before']}, had "
-        f"padded micro-batches, PEFT's layers and a loss under autograd. Medians of {document['repetitions']} processes each, which took "
-        "turns; ratios are paired.\n",
-        "| model, base, lengths | score (s) before | after | update (s) before | after | times as fast | share of the matrix product's "
-        "peak | peak above the weights (MB) before | after |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        f"micro-batches of {document['micro_batch']}, chunks of {document['chunk']}. Medians of {document['steps']} steps.\n",
+        "| model, base, lengths | score (s) | update (s) | share of the matrix product's peak | peak above the weights (MB) |",
+        "|---|--:|--:|--:|--:|",
     ]
     for row in document["rows"]:
-        states = row["before"], row["after"]
-        cells = [f"{state['seconds'][phase]:.2f}" for phase in PHASES for state in states]
-        cells += [f"{row['ratio']:.2f}", f"{row['after']['share_of_matrix_peak']:.2f}"]
-        cells += [f"{state['peak_bytes'] / 1e6:,.0f}" for state in states]
+        cells = [f"{row['seconds'][phase]:.2f}" for phase in PHASES]
+        cells += [f"{row['share_of_matrix_peak']:.2f}", f"{row['peak_bytes'] / 1e6:,.0f}"]
         lines.append(f"| {row['case']} | {' | '.join(cells)} |")
-    kinds = list(document["rows"][0]["after"]["shares"]["score"])
+    kinds = list(document["rows"][0]["shares"]["score"])
     lines += ["\nShares of a phase's time by kind of operation, in per cent, under torch.profiler (one step):\n"]
-    lines += [f"| model, base, lengths | phase | code | {' | '.join(kinds)} |", "|---|---|---|" + "--:|" * len(kinds)]
+    lines += [f"| model, base, lengths | phase | {' | '.join(kinds)} |", "|---|---|" + "--:|" * len(kinds)]
     for row in document["rows"]:
         for phase in PHASES:
-            for state in ("before", "after"):
-                shares = [f"{100 * row[state]['shares'][phase][kind]:.0f}" for kind in kinds]
-                lines.append(f"| {' | '.join([row['case'], phase, state, *shares])} |")
+            shares = [f"{100 * row['shares'][phase][kind]:.0f}" for kind in kinds]
+            lines.append(f"| {' | '.join([row['case'], phase, *shares])} |")
     return [*lines, made_by(document)]
 
 

@@ -4,7 +4,8 @@
     A′   a subclass of it: adapters switched on one base, and the mixed hidden state as target, so that λ may be more than 1.
     B    three models and their full logits under autograd.
 
-Ours runs as it is by default, and lean: with --activation-checkpointing, and freed blocks returned at once, as where --memory is tight.
+Ours runs as it is by default, and lean: with --activation-checkpointing --chunk-tokens 64, and freed blocks returned at once, as where
+--memory is tight.
 
 All have the interface of `Contender`. trl's own loop runs, one optimiser step a call: its clock starts where the step begins and
 stops where it ends. A learning rate that moves nothing makes every repetition the same step.
@@ -36,7 +37,7 @@ from gopd_merge.experts.intake import try_experts
 from gopd_merge.usage import give_back_freed_memory
 
 RATE, MAX_NORM = 1e-12, 1.0
-CHUNK = 128  # tokens that ours projects at once
+CHUNK, LEAN_CHUNK = 256, 64  # tokens that ours projects at once: the default, and where memory counts
 Gradient = dict[str, Tensor]
 Seconds = dict[str, float]
 
@@ -121,8 +122,9 @@ class Ours:
         optimizer_step(parameters, optimizer, MAX_NORM)
         return {"rollout": answered - started, "scoring and update": time.perf_counter() - answered}
 
-    def _accumulate(self, rollout: Rollout, alpha: float, micro_batch: int, chunk: int = CHUNK, checkpointing: bool = False) -> Tensor:
-        self.backbone.recompute_activations(checkpointing or self.lean)
+    def _accumulate(self, rollout: Rollout, alpha: float, micro_batch: int) -> Tensor:
+        self.backbone.recompute_activations(self.lean)
+        chunk = LEAN_CHUNK if self.lean else CHUNK
         target = score(self.cast, rollout, Scale(dict.fromkeys(self.domains, alpha)), micro_batch, chunk)
         return accumulate_gradient(self.cast, rollout, target, "full", micro_batch, chunk).kl
 

@@ -6,8 +6,8 @@
 Who is who stands in rivals.py. Each contender has a process of its own with all its models loaded; they take turns, one step each, in
 an order that turns round every time, and sleep meanwhile. First all of them must find the same loss and gradient, or nothing is timed.
 Works: `tuning` finds each contender's fastest micro-batch, with which it is then measured; `scoring` is scoring and update on
-recorded responses; `whole` adds the rollout; `growth` has one and four times the tokens; `thrift` is with activations computed
-again; `experts` are whole steps with two and with eight experts.
+recorded responses; `whole` adds the rollout; `growth` has one and four times the tokens; `experts` are whole
+steps with two and with eight experts.
 A row of JSON is kept in eval/work for all that is finished, and the same command goes on. Writes eval/results/side_by_side.json.
 """
 
@@ -35,7 +35,7 @@ from gopd_merge.artefacts import environment
 
 WORK = Path("eval/work/side_by_side")
 MODELS = ("smollm2-135m", "qwen2.5-0.5b")
-WORKS = ("tuning", "scoring", "whole", "growth", "thrift", "experts")
+WORKS = ("tuning", "scoring", "whole", "growth", "experts")
 MICRO_BATCHES = (1, 2, 4)
 ALPHA = 1.5
 MATRIX = 4096  # rows of the square matrices that the machine's peak is measured with
@@ -204,13 +204,12 @@ class Single:
 
 
 def singles(shape: str, labels: Sequence[str]) -> list[Single]:
-    """Micro-batches that are tried; one and four times the tokens; a row at a time, with activations computed again."""
+    """Micro-batches that are tried; one and four times the tokens."""
     tried = [size for size in MICRO_BATCHES if size <= SHAPES[shape].prompts]
     at_one = [label for label in ("ours, λ = 1", "ours, lean, λ = 1", "A, λ = 1") if label in labels]
     return [
         *(Single("tuning", label, {"micro_batch": size}, "ragged") for label in labels if label not in TUNED for size in tried),
         *(Single("growth", label, {}, "full", times) for label in at_one for times in (1, 4)),
-        *(Single("thrift", label, {"micro_batch": 1, "checkpointing": True}, "full") for label in at_one if "lean" not in label),
     ]
 
 

@@ -38,7 +38,6 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "ratios": [ratio for model in models for work in TIMED for fill in FILLS for ratio in _ratios(model, work, fill, timed)],
         "shares": [share for model in models for fill in FILLS for share in _shares(model, fill, timed)],
         "growth": [_without(row, "work") for row in rows if row["work"] == "growth"],
-        "thrift": [_without(row, "work") for row in rows if row["work"] == "thrift"],
     }
     return document | {"bars": bars(document)}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from gopd_merge.cli.quiet import quieten_libraries
+from gopd_merge.cli.quiet import import_libraries, quieten_libraries
 from gopd_merge.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def _loaded(names: Sequence[str], base: str | None, quantize: str, device: str, 
     from rich.console import Console
 
     with Console(stderr=True).status("loading the base"):
+        import_libraries()
         from gopd_merge.chat import load_chat
 
         return load_chat(names, base, quantize, device, system)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from gopd_merge.cli.options import JSON, QUIET, takes
-from gopd_merge.cli.quiet import quieten_libraries
+from gopd_merge.cli.quiet import import_libraries, quieten_libraries
 from gopd_merge.errors import GopdError, InputError, Interrupted
 from gopd_merge.eval_config import CompareConfig, EvalConfig
 from gopd_merge.options import checked
@@ -37,6 +37,7 @@ def _measure(kind: type[EvalConfig], adapters: Sequence[str], options: dict[str,
     config = checked(kind, {**options, "adapters": tuple(adapters)})
     quieten_libraries()
     stop_on_signals()
+    import_libraries()
     from gopd_merge.comparison.run import compare as compare_all
     from gopd_merge.report.progress import Progress, Silent
 

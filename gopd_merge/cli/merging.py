@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from gopd_merge.cli.quiet import quieten_libraries
+from gopd_merge.cli.quiet import import_libraries, quieten_libraries
 from gopd_merge.config import MergeConfig, make_config
 from gopd_merge.errors import GopdError, InputError, Interrupted, ProcessLost
 from gopd_merge.options import read_config_file
@@ -118,6 +118,7 @@ def resume(
 def _run(config: MergeConfig, inputs: "Inputs", resume: bool, as_json: bool, quiet: bool) -> None:
     quieten_libraries()
     stop_on_signals()
+    import_libraries()
     from gopd_merge import pipeline
     from gopd_merge.distill.engines import EngineError
     from gopd_merge.distill.remote import TeacherError

@@ -6,7 +6,7 @@ from json import dumps as dump_json
 from typing import Any
 
 from gopd_merge.cli.options import JSON, QUIET, takes
-from gopd_merge.cli.quiet import quieten_libraries
+from gopd_merge.cli.quiet import import_libraries, quieten_libraries
 from gopd_merge.config import MergeConfig
 from gopd_merge.errors import GopdError, Interrupted
 from gopd_merge.options import checked, expert_domain
@@ -21,6 +21,7 @@ def probe(**options: Any) -> None:
     config = checked(ProbeConfig, options)
     quieten_libraries()
     stop_on_signals()
+    import_libraries()
     from gopd_merge.report.progress import Progress, Silent
     from gopd_merge.report.scale import SCALE
     from gopd_merge.scaling import probe as probing

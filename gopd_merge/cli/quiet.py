@@ -1,9 +1,11 @@
-"""What every command does before its work: quiet libraries."""
+"""What a command does before its work: quiet libraries, imported no slower than need be."""
 
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 
 def quieten_libraries() -> None:
@@ -22,3 +24,32 @@ def quieten_libraries() -> None:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
+
+
+def import_libraries() -> None:
+    """Import what holds a model, in half of the time.
+
+    As it is imported bitsandbytes asks torch.compile for functions of 8-bit layers and optimisers, none of which a merge calls. That would
+    import the compiler, which takes two seconds; here such a function is compiled when it is first called.
+    """
+    import torch
+
+    compiled = torch.compile
+
+    def when_called(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+        if function is None:
+            return lambda given: when_called(given, **options)
+        made: list[Callable[..., Any]] = []
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            if not made:
+                made.append(compiled(function, **options))
+            return made[0](*arguments, **named)
+
+        return call
+
+    torch.compile = when_called
+    try:
+        import bitsandbytes  # noqa: F401 - what imports it later finds it
+    finally:
+        torch.compile = compiled

@@ -8,7 +8,7 @@ from typing import Any
 
 from gopd_merge.cli.merging import summary
 from gopd_merge.cli.options import CONFIG, JSON, QUIET, takes
-from gopd_merge.cli.quiet import quieten_libraries
+from gopd_merge.cli.quiet import import_libraries, quieten_libraries
 from gopd_merge.errors import GopdError, Interrupted
 from gopd_merge.options import checked, read_config_file
 from gopd_merge.stopping import stop_on_signals
@@ -27,6 +27,7 @@ def sweep(**options: Any) -> None:
 
     quieten_libraries()
     stop_on_signals()
+    import_libraries()
     from gopd_merge.report.progress import Progress, Silent
     from gopd_merge.report.sweep import sweep_text
     from gopd_merge.sweep import sweep as run_sweep
