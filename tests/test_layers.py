@@ -88,7 +88,7 @@ LIGHT = (
     *("experts.intake", "experts.base", "experts.decoder", "experts.token_counts"),
     *("distill.counted", "distill.counted_pass", "distill.ledger", "distill.methods", "distill.sizes"),
     *("evaluate.suites", "evaluate.items", "evaluate.rows"),
-    *("training.examples", "training.inputs", "training.isolated", "training.reward_worker", "training.rewards"),
+    *("training.examples", "training.inputs", "training.isolated", "training.reading", "training.reward_worker", "training.rewards"),
 )
 
 

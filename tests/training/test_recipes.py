@@ -15,7 +15,8 @@ from gopd_merge.experts.base import Base, load_base
 from gopd_merge.experts.intake import read_expert
 from gopd_merge.experts.quantization import training_warning
 from gopd_merge.plan import read_inputs
-from gopd_merge.training.examples import Example, read_examples
+from gopd_merge.training.examples import read_data
+from gopd_merge.training.reading import Example
 from gopd_merge.training.scoring import response_log_probs, summed_up
 
 SHORT = ["--steps", "1", "--batch-size", "4", "--max-new-tokens", "8", "--eval-prompts", "4"]
@@ -167,7 +168,7 @@ def test_the_manifest_repeats_the_run(sft, sums, config, manifest):
     found = manifest(sft)
     options = {name: value for name, value in found["config"].items() if name != "output"}
     again = config(sft, *options.pop("data"), **options)
-    assert read_examples(again)[0] == "sft"
+    assert read_data(again).recipe == "sft"
     assert found["environment"]["trl"]
     assert found["reward_failures"] == {}
     assert found["seconds"]["total"] > 0
