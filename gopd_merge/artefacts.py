@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -112,4 +113,4 @@ def _described_experts(inputs: Inputs) -> dict[str, dict[str, Any]]:
         domain: {"name": location, "commit": None, "sha256": None, "rank": None, "targets": [], "warnings": [], "licence": None}
         for domain, location in inputs.remote.items()
     }
-    return {s.domain: {**here, **there}[s.domain] | {"prompts": len(s.prompts)} for s in inputs.prompts}
+    return {s.domain: {**here, **there}[s.domain] | {"prompts": s.size, "prompt_source": asdict(s.origin)} for s in inputs.prompts}

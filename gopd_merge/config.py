@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ByteSize, ConfigDict, field_validator, model_validator
 
 from gopd_merge.consistency import AUTO, COPYING, contradiction
-from gopd_merge.options import checked, expert_paths, option, pairs
+from gopd_merge.options import EVERY, checked, expert_paths, names, option, pairs, prompt_sources
 from gopd_merge.server import check_url, is_remote
 
 BASE, TEACHER_BASE = "base", "teacher-base"
@@ -50,7 +50,12 @@ class MergeConfig(BaseModel):
         "What to merge",
     )
     prompts: dict[str, str] = option(
-        {}, "training prompts, DOMAIN=FILE.jsonl each (default: prompts/train.jsonl in the adapter's folder)", "What to merge", list[str]
+        {},
+        "training prompts, SOURCE for all domains or DOMAIN=SOURCE: FILE.jsonl (or .json, .csv, .parquet), a data set on the Hub as "
+        "user/name:CONFIG/SPLIT#COLUMN, catalogue:NAME (gopd-merge prompts lists them), own = prompts/train.jsonl in the adapter's folder, "
+        "synth = the expert writes them (default: own)",
+        "What to merge",
+        list[str],
     )
     allow_noop: bool = option(False, "take an expert that changes nothing (every lora_B zero)", "What to merge")
 
@@ -83,6 +88,22 @@ class MergeConfig(BaseModel):
         "Method",
         ge=1,
     )
+
+    max_prompts: int = option(
+        10_000,
+        "rows that are read of a source for each domain, drawn at random but the same every time; it bounds a download",
+        "Prompts",
+        ge=1,
+    )
+    decontaminate: tuple[str, ...] = option(
+        (),
+        "leave out prompts that are in these evaluation suites or share a long run of words with one of their questions, such as "
+        "own,gsm8k,humaneval",
+        "Prompts",
+        list[str],
+    )
+    synth_prompts: int = option(1000, "prompts that an expert writes with --prompts synth", "Prompts", ge=1)
+    synth_tokens: int = option(256, "longest prompt in tokens that an expert writes", "Prompts", ge=8)
 
     probe_prompts: int = option(
         300, "validation questions per domain for --alpha auto (as many as there are, if fewer)", "Reward scale", ge=2
@@ -219,7 +240,12 @@ class MergeConfig(BaseModel):
     @field_validator("prompts", mode="before")
     @classmethod
     def _prompts(cls, value: Any) -> Any:
-        return value if isinstance(value, Mapping) else pairs("--prompts", value)
+        return prompt_sources(value)
+
+    @field_validator("decontaminate", mode="before")
+    @classmethod
+    def _decontaminate(cls, value: Any) -> Any:
+        return names(value)
 
     @field_validator("rollout")
     @classmethod
@@ -248,7 +274,7 @@ class MergeConfig(BaseModel):
         named = " and ".join(self.experts)
         for flag, given in (("--prompts", self.prompts), ("--weights", self.weights), ("--alpha", self.alpha)):
             for domain in given if isinstance(given, dict) else ():
-                if domain not in self.experts:
+                if domain not in (*self.experts, EVERY):
                     raise ValueError(f"{flag} names the domain {domain}, but the experts are {named}; use one of those")
         if isinstance(self.alpha, dict) and (missing := [d for d in self.experts if d not in self.alpha]):
             raise ValueError(f"--alpha has no value for {missing[0]}; add {missing[0]}=NUMBER, or give one number for all")
@@ -263,6 +289,10 @@ class MergeConfig(BaseModel):
     def domains(self) -> tuple[str, ...]:
         """Domains in the order in which everything is computed, so that the order of the flags cannot matter."""
         return tuple(sorted(self.experts))
+
+    def prompts_of(self, domain: str) -> str | None:
+        """Where the domain's prompts come from; None where nothing says so."""
+        return self.prompts.get(domain, self.prompts.get(EVERY))
 
     @property
     def trained_tokens(self) -> int:

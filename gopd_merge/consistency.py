@@ -35,6 +35,8 @@ def _of_method(config: "MergeConfig") -> Iterator[Rule]:
     yield method == "opd" and moved is not None, f"--method opd keeps α at 1; leave out {moved}"
     off_policy = method == "rkl" and config.estimator == "sampled"
     yield off_policy, "--method rkl learns on what the experts write, --estimator sampled on what the student writes; use full"
+    unanswered = method == "sft" and "synth" in config.prompts.values()
+    yield unanswered, "--method sft learns the responses in the data, and prompts that experts write have none; leave out --prompts synth"
     says_who = config.rotate != "prompt" and method in ("alternate", "seqkd", "sft", "rkl")
     yield says_who, f"--method {method} says itself who teaches when; leave out --rotate {config.rotate}"
     unasked = config.rollout != "hf" and method in ("seqkd", "sft", "rkl")

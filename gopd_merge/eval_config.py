@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from gopd_merge.options import expert_domain, option, pairs
+from gopd_merge.options import expert_domain, names, option, pairs
 
 OWN = "own"  # the suite of the prompts that come with each expert
 STATIC_RIVALS = ("average", "task_arithmetic", "ties", "dare_ties", "sce", "svd", "expo")
@@ -55,8 +55,7 @@ class EvalConfig(BaseModel):
     @field_validator("suite", mode="before")
     @classmethod
     def _suite(cls, value: Any) -> Any:
-        texts = [value] if isinstance(value, str) else value
-        return tuple(name for text in texts for name in str(text).split(",") if name)
+        return names(value)
 
     @field_validator("data", mode="before")
     @classmethod
@@ -96,12 +95,11 @@ class CompareConfig(EvalConfig):
     @field_validator("rivals", mode="before")
     @classmethod
     def _rivals(cls, value: Any) -> Any:
-        texts = [value] if isinstance(value, str) else value
-        names = [name for text in texts for name in str(text).split(",") if name]
+        given = names(value)
         every = (*STATIC_RIVALS, OPD)
-        for name in names:
+        for name in given:
             if name not in (*every, "all", "none"):
                 raise ValueError(f"--rivals {name} is not known; choose among {', '.join(every)}, all and none")
-        if "none" in names:
+        if "none" in given:
             return ()
-        return every if "all" in names else tuple(name for name in every if name in names)
+        return every if "all" in given else tuple(name for name in every if name in given)

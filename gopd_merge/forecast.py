@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,10 @@ from gopd_merge.distill.counted import Counted, is_countable
 from gopd_merge.distill.methods import ANSWERED_BY, LEARNT_BY_HEART
 from gopd_merge.distill.sizes import KEPT_CHECKPOINTS, Sizes
 from gopd_merge.errors import InputError, NotEstimatedError
-from gopd_merge.experts.base import Base, context_length, load_tokenizer
+from gopd_merge.experts.base import Base
 from gopd_merge.experts.decoder import read_decoder
 from gopd_merge.experts.intake import Expert
-from gopd_merge.experts.token_counts import Counter, token_counter
+from gopd_merge.gathering import counter_of
 from gopd_merge.machine import free_memory, program_memory, resolve_device
 from gopd_merge.parallel import ALONE, Processes
 from gopd_merge.plan import Inputs
@@ -40,6 +40,7 @@ class DomainWork:
     """The prompts of one domain as a run asks them."""
 
     domain: str
+    source: str
     prompts: int  # that there are
     asked: int  # over all steps, with repetitions
     mean_tokens: float
@@ -175,7 +176,7 @@ class Forecast:
             },
             "teacher_base": self._described_teacher_base(),
             "student": {"rank": inputs.lora_rank, "targets": list(inputs.targets)},
-            "warnings": [*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings],
+            "warnings": list(inputs.notes),
             "work": asdict(self.work) | {"batch_size": config.batch_size, "processes": self.processes.count},
             "memory": self.memory.document() | {"device": self.device, "limit": self.limit, "fits": self.fits, "tight": self.is_tight},
             "disk": asdict(self.disk),
@@ -289,26 +290,10 @@ def footprint_of(base: Base, experts: Sequence[Expert], rank: int, targets: Sequ
     return Footprint(base.location, experts, rank, targets, quantize, device)
 
 
-def counter_of(base: Base) -> tuple[Counter, int | None]:
-    """What counts the tokens of prompts as the roles read them, and the most that the base can read. Raises GopdError."""
-    folder = Path(base.location)
-    decoder = read_decoder(folder)
-    if decoder and (count := token_counter(folder, decoder.kind)):
-        return count, decoder.context
-    from gopd_merge.distill.rollout import prompt_lengths
-
-    tokenizer = load_tokenizer(base)
-    return partial(prompt_lengths, tokenizer), context_length(base)
-
-
 def count_work(config: MergeConfig, inputs: Inputs) -> Work:
     """Tokens of every prompt that the run will ask. Raises InputError for one that is too long for the base."""
     count, context = counter_of(inputs.base)
-    lengths: dict[str, list[int]] = {}
     test_lengths: list[int] = []
-    for source in inputs.prompts:
-        lengths[source.domain] = count([p.prompt for p in source.prompts])
-        check_lengths(source.domain, lengths[source.domain], config.trained_tokens, context, "--horizon" if config.horizon else MOST)
     for benchmark in inputs.test:
         found = count([item.prompt for item in benchmark.items])
         check_lengths(f"{benchmark.domain}'s test", found, config.max_new_tokens, context)
@@ -321,9 +306,9 @@ def count_work(config: MergeConfig, inputs: Inputs) -> Work:
     mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed)
     share = config.prompts_per_step // len(inputs.prompts)
     domains = tuple(
-        DomainWork(domain, len(found), share * config.steps, sum(found) / len(found), max(found)) for domain, found in lengths.items()
+        DomainWork(s.domain, s.origin.source, s.size, share * config.steps, sum(s.lengths) / s.size, max(s.lengths)) for s in inputs.prompts
     )
-    asked = [lengths[source.domain][index] for step in range(config.steps) for source, index in mixer.positions(step)]
+    asked = [source.lengths[index] for step in range(config.steps) for source, index in mixer.positions(step)]
     has_average = inputs.on_one_base and all(e.is_plain for e in inputs.experts)
     roles = 2 + len(inputs.experts) + has_average  # base, merge, experts, average
     responses = len(asked) * config.trained_tokens
@@ -340,13 +325,13 @@ def count_work(config: MergeConfig, inputs: Inputs) -> Work:
     )
 
 
-def check_lengths(domain: str, lengths: Sequence[int], max_new_tokens: int, context: int | None, flag: str = MOST) -> None:
+def check_lengths(domain: str, lengths: Sequence[int], max_new_tokens: int, context: int | None) -> None:
     """Raises InputError for a prompt that, with its response, is longer than the base's context."""
     for number, length in enumerate(lengths, start=1):
         if context is not None and length + max_new_tokens > context:
             raise InputError(
-                f"prompt {number} of {domain} has {length:,} tokens; with {flag} {max_new_tokens} that is more than the "
-                f"base's context of {context:,}; remove the prompt, or lower {flag}"
+                f"prompt {number} of {domain} has {length:,} tokens; with {MOST} {max_new_tokens} that is more than the "
+                f"base's context of {context:,}; remove the prompt, or lower {MOST}"
             )
 
 

@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from gopd_merge.errors import InputError
+from gopd_merge.prompt_source import parse_source
 
 HUB_REVISION = re.compile(r"^([\w.-]+/[\w.-]+)@.*")
 DOMAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+EVERY = "*"  # stands for all domains that are not named
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -35,6 +37,30 @@ def expert_paths(value: Any) -> Any:
             if not DOMAIN_NAME.fullmatch(str(domain)):
                 raise ValueError(f"{domain!r} cannot name a domain (a letter, then letters, digits, - or _); write DOMAIN=PATH")
     return value
+
+
+def prompt_sources(value: Any) -> Any:
+    """What --prompts names, by domain; a source without a domain is for EVERY other one. Raises ValueError for what is no source."""
+    if isinstance(value, str | Sequence):
+        texts = [value] if isinstance(value, str) else list(map(str, value))
+        for_all = [text for text in texts if "=" not in text]
+        if len(for_all) > 1:
+            raise ValueError(f"--prompts {' '.join(for_all)}: several sources for all domains; write DOMAIN=SOURCE, or name one")
+        value = pairs("--prompts", [text for text in texts if "=" in text]) | dict.fromkeys([EVERY] * len(for_all), *for_all)
+    if isinstance(value, Mapping):
+        for domain, text in value.items():
+            try:
+                parse_source(str(text))
+            except InputError as error:
+                problem = f"--prompts {'' if domain == EVERY else f'{domain}='}{error}"
+                raise ValueError(problem) from None
+    return value
+
+
+def names(value: Any) -> Any:
+    """Names that are given apart, or with commas between them."""
+    texts = [value] if isinstance(value, str) else value
+    return tuple(name for text in texts for name in str(text).split(",") if name)
 
 
 def pairs(flag: str, values: Sequence[str], default_key: Callable[[str], str] | None = None) -> dict[str, str]:

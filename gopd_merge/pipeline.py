@@ -40,6 +40,7 @@ from gopd_merge.scaling.auto import choose_alpha
 from gopd_merge.settings import identity, settings_of
 from gopd_merge.tracking import tracked
 from gopd_merge.usage import Clock, give_back_freed_memory, peak_memory
+from gopd_merge.writing import with_written
 
 AVERAGE = "average"
 SCHEMA = 1
@@ -112,6 +113,9 @@ def merge(
                 listener.phase("loading the base")
                 with clock.measure("load"):
                     backbone = load_backbone(config, inputs)
+            if inputs.is_synthetic:
+                with clock.measure("prompts"):
+                    inputs = with_written(backbone, config, inputs, folder, listener)
             if config.alpha == AUTO:
                 with clock.measure("probe"):
                     config, scale = choose_alpha(backbone, config, inputs, folder, listener)
@@ -149,7 +153,7 @@ def _reasons(scale: Mapping[str, Any]) -> dict[str, Any]:
 
 def look_ahead(config: MergeConfig, inputs: Inputs, listener: Listener, processes: Processes = ALONE) -> None:
     """Notes what is odd about the inputs. Raises InputError for a run that cannot fit into memory, or lacks what is to sample."""
-    for warning in (*(f"{e.name}: {text}" for e in inputs.experts for text in e.warnings), *inputs.base.warnings):
+    for warning in inputs.notes:
         listener.note(warning)
     if config.rotate == "step" and (silent := config.domains[config.steps :]):
         listener.note(

@@ -14,11 +14,12 @@ from gopd_merge.evaluate.sandbox import check_sandbox
 from gopd_merge.evaluate.suites import Benchmark, load_benchmarks, read_suite
 from gopd_merge.evaluate.validation import load_validation
 from gopd_merge.experts.base import Base, is_model, linear_kinds, resolve_base
-from gopd_merge.experts.fingerprint import check_same_tokenizer
+from gopd_merge.experts.fingerprint import check_same_tokenizer, has_chat_template
 from gopd_merge.experts.hub import is_hub_id
 from gopd_merge.experts.intake import CONFIG, Expert, check_mixable, read_expert, read_experts
+from gopd_merge.gathering import gather, prompt_notes
 from gopd_merge.parallel import Processes
-from gopd_merge.prompts.sources import PromptSet, training_prompts
+from gopd_merge.prompts.sources import PromptSet
 from gopd_merge.server import is_remote, split_location
 from gopd_merge.tracking import check_tracker
 
@@ -48,6 +49,19 @@ class Inputs:
     def on_one_base(self) -> bool:
         """Whether all experts are here and on the student's base, so that they have an average."""
         return self.teacher_base is None and not self.remote
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is odd about them, a line each."""
+        found = [*(f"{e.name}: {text}" for e in self.experts for text in e.warnings), *self.base.warnings]
+        if not has_chat_template(Path(self.base.location)):
+            found.append(f"{self.base.name}: has no chat template, so prompts are asked as plain text")
+        return (*found, *prompt_notes(self.prompts))
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether an expert writes its own prompts."""
+        return any(source.is_synthetic for source in self.prompts)
 
     @property
     def other_models(self) -> dict[str, tuple[Base, tuple[Expert, ...]]]:
@@ -82,19 +96,19 @@ def read_inputs(config: MergeConfig, weights: bool = True) -> Inputs:
             check_same_tokenizer(base.name, Path(base.location), one.name, Path(one.location))
     _check_start(config, experts, start)
     paths = {e.domain: e.path for e in experts}
-    prompts = [training_prompts(domain, paths.get(domain), config.prompts.get(domain)) for domain in config.domains]
-    if config.method == "sft":
-        _check_responses(prompts)
     test = own_questions(experts, config) if config.eval else []
     if config.alpha == AUTO:
         check_mixable(experts)
     validation = load_validation(paths, limit=config.probe_prompts, max_new_tokens=config.max_new_tokens) if config.alpha == AUTO else []
     if any(benchmark.metric == "code_tests" for benchmark in (*test, *validation)):
         check_sandbox(config.unsafe_exec)
+    prompts = gather(config, paths, base)
+    if config.method == "sft":
+        _check_responses(prompts)
     return Inputs(
         experts=tuple(experts),
         base=base,
-        prompts=tuple(prompts),
+        prompts=prompts,
         test=tuple(test),
         lora_rank=config.lora_rank or _rank(config, experts, start),
         targets=tuple(sorted({t for e in [*experts, *own] for t in e.targets})) or linear_kinds(base),
@@ -147,7 +161,7 @@ def _check_responses(prompts: Sequence[PromptSet]) -> None:
     for source in prompts:
         if missing := sum(prompt.response is None for prompt in source.prompts):
             raise InputError(
-                f'{source.path}: {missing:,} of {len(source.prompts):,} prompts have no "response" to learn; '
+                f'{source.name}: {missing:,} of {len(source.prompts):,} prompts have no "response" to learn; '
                 "add them, or use another --method"
             )
 
@@ -163,6 +177,7 @@ def pin(config: MergeConfig, inputs: Inputs) -> MergeConfig:
     """The config with the commits that were found for its Hub ids, so that it means the same tomorrow."""
     experts = {e.domain: pinned(config.experts[e.domain], e) for e in inputs.experts}
     update: dict[str, Any] = {"experts": {**config.experts, **experts}, "base": pinned(config.base, inputs.base)}
+    update["prompts"] = _pinned_prompts(config, inputs)
     if inputs.teacher_base:
         update["teacher_base"] = pinned(config.teacher_base, inputs.teacher_base)
     if inputs.start:
@@ -171,6 +186,11 @@ def pin(config: MergeConfig, inputs: Inputs) -> MergeConfig:
         if (given := getattr(config, name)) in inputs.references:
             update[name] = pinned(given, inputs.references[given])
     return config.model_copy(update=update)
+
+
+def _pinned_prompts(config: MergeConfig, inputs: Inputs) -> dict[str, str]:
+    """Each domain's source with the commit of its data set."""
+    return {s.domain: s.origin.source for s in inputs.prompts if config.prompts_of(s.domain) is not None}
 
 
 def pinned(given: str | None, found: Expert | Base) -> str | None:
@@ -187,6 +207,11 @@ def check_processes(config: MergeConfig, processes: Processes) -> None:
                 "or plan with --processes 8"
             )
         return
+    if "synth" in config.prompts.values():
+        raise InputError(
+            f"--prompts synth in {processes.count} processes: experts write in one; run gopd-merge prompts first, without accelerate "
+            "launch, and name the files that it writes"
+        )
     if config.alpha == AUTO:
         raise InputError(
             f"--alpha auto in {processes.count} processes: the target is measured in one; run gopd-merge probe first, without "

@@ -18,7 +18,7 @@ ASIDE = {
     *("experts", "base", "prompts", "allow_noop"),  # by what was found there
     *("output", "overwrite", "track", "eval", "eval_prompts", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"),
     *("micro_batch_size", "chunk_tokens", "memory", "remote_patience", "unsafe_exec", "device", "shard_base", "stop_on_divergence"),
-    "activation_checkpointing",
+    *("activation_checkpointing", "max_prompts", "decontaminate", "synth_prompts", "synth_tokens"),
 }
 SAMPLES, SAMPLE_BYTES = 256, 4096  # of each file of weights
 
@@ -30,7 +30,7 @@ def settings_of(config: MergeConfig, inputs: Inputs) -> dict[str, Any]:
     settings |= {f"expert {e.domain}": e.sha256 for e in inputs.experts}
     settings |= {f"settings of expert {e.domain}": file_sha256(e.path / CONFIG) for e in inputs.experts}
     settings |= {f"expert {domain}": location for domain, location in inputs.remote.items()}
-    settings |= {f"prompts of {source.domain}": prompts_digest(source) for source in inputs.prompts}
+    settings |= {f"prompts of {source.domain}": prompts_digest(source, config) for source in inputs.prompts}
     settings |= {f"validation questions of {benchmark.domain}": benchmark.version for benchmark in inputs.validation}
     for name, one in inputs.references.items():
         settings[f"reference {name}"] = one.sha256 if isinstance(one, Expert) else base_digest(one)
@@ -75,8 +75,11 @@ def sampled(path: Path) -> bytes:
     return b"".join(pieces)
 
 
-def prompts_digest(source: PromptSet) -> str:
-    """The prompts of a domain and the responses that come with them, in their order."""
+def prompts_digest(source: PromptSet, config: MergeConfig) -> str:
+    """The prompts of a domain and the responses that come with them, in their order; of those that experts write, what bounds them."""
+    if source.is_synthetic:
+        without = f" without {','.join(config.decontaminate)}" if config.decontaminate else ""
+        return f"{source.origin.source}, {config.synth_prompts} of {config.synth_tokens} tokens{without}"
     texts = json.dumps([[prompt.prompt, prompt.response] for prompt in source.prompts])
     return hashlib.sha256(texts.encode()).hexdigest()
 

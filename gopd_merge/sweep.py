@@ -38,6 +38,7 @@ from gopd_merge.run_folder import is_same
 from gopd_merge.scaling.document import scale_document
 from gopd_merge.settings import differences, identity, settings_of
 from gopd_merge.sweep_config import SWEPT, SweepConfig
+from gopd_merge.writing import with_written
 
 FOLDER = ".sweep"  # what follows the output's name
 SETTINGS = "sweep.json"
@@ -84,7 +85,9 @@ def sweep(config: SweepConfig, command: str, listener: Listener | None = None, i
         listener.phase(schedule_text(config.halving, [one.steps for one in config.candidates]))
         look_ahead(longest, inputs, listener)
         listener.phase("loading the base")
-        trials = Trials(config, inputs, validation, folder, load_backbone(longest, inputs), listener)
+        backbone = load_backbone(longest, inputs)
+        inputs = with_written(backbone, longest, inputs, folder, listener)
+        trials = Trials(config, inputs, validation, folder, backbone, listener)
         best = champion(config.candidates, config.halving, trials.rank)
         scale = findings(trials, best, command)
         listener.phase(f"the winner in full: {candidate_text(best.alpha, best.learning_rate)}, {best.steps} steps")

@@ -26,7 +26,12 @@ class TrainConfig(BaseModel):
         "What to train",
     )
     base: str | None = option(None, "folder or Hub id of the base model (default: that of --start or --teacher)", "What to train")
-    data: tuple[str, ...] = option((), "files of examples: .jsonl, .json, .csv or .parquet", "What to train", list[str])
+    data: tuple[str, ...] = option(
+        (),
+        "examples: files (.jsonl, .json, .csv, .parquet), user/dataset:CONFIG/SPLIT on the Hub, or catalogue:NAME",
+        "What to train",
+        list[str],
+    )
     columns: dict[str, str] = option(
         {}, "columns that have other names in the data, such as prompt=question response=solution", "What to train", list[str]
     )
@@ -48,11 +53,9 @@ class TrainConfig(BaseModel):
     generations: int = option(8, "answers to each prompt; each is rewarded against the others' mean", "Reward", ge=2)
     temperature: float = option(1.0, "of sampling, in training and in validation", "Reward", gt=0)
 
-    validation: str | None = option(None, "file of examples to validate on (default: a share of the data)", "What to measure")
+    validation: str | None = option(None, "examples to validate on (default: a share of the data)", "What to measure")
     validation_share: float = option(0.1, "share of the data that is kept for validation", "What to measure", ge=0, lt=1)
-    test: str | None = option(
-        None, "file of examples for the test that merges measure on (default: a share of the data)", "What to measure"
-    )
+    test: str | None = option(None, "examples for the test that merges measure on (default: a share of the data)", "What to measure")
     test_share: float = option(0.1, "share of the data that is kept for that, where it can be graded", "What to measure", ge=0, lt=1)
     eval_every: int | None = option(None, "steps between validations (default: a tenth of all)", "What to measure", ge=1)
     eval_prompts: int = option(200, "examples of each validation (as many as there are, if fewer)", "What to measure", ge=2)

@@ -33,6 +33,7 @@ COMMANDS = (
     ("report", "evaluating:report", "Write what was measured as one page: verdict, scores, answers."),
     ("chat", "chatting:chat", "Talk to a merged adapter, beside its experts or the base."),
     ("train-expert", "training:train_expert", "Make an expert: RLVR, SFT, DPO or SeqKD."),
+    ("prompts", "prompting:prompts", "List known prompt data sets, or write what a merge would ask."),
     ("init", "starting:init", "Write a commented merge.yaml for these adapters."),
     ("export", "using:export", "Write an adapter as GGUF, or as one bfloat16 model."),
     ("publish", "publishing:publish", "Put a merged adapter and its card on the Hub, in one commit."),

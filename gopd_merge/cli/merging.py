@@ -26,7 +26,7 @@ def plan(options: dict[str, Any]) -> None:
     as_json, with_time = options.pop("json", False), options.pop("calibrate", False)
     options.pop("quiet", False)
     resume, count = options.pop("resume", False), options.pop("processes", 1)
-    config = _config(options)
+    config = configured(options)
     if count < 1 or (count > 1 and with_time):
         raise InputError(
             f"--processes {count} cannot be planned like this; give 1 or more, and leave out --calibrate, which measures one process"
@@ -65,7 +65,7 @@ def merge(options: dict[str, Any]) -> None:
     resume = options.pop("resume", False)
     as_json, quiet = options.pop("json", False), options.pop("quiet", False)
     with launched().one_voice():
-        config = _config(options)
+        config = configured(options)
         from gopd_merge.plan import check_output, check_processes, read_inputs
         from gopd_merge.run_folder import check_unfinished, is_complete, is_same
 
@@ -143,7 +143,8 @@ def _run(config: MergeConfig, inputs: "Inputs", resume: bool, as_json: bool, qui
         print(summary(result, config))
 
 
-def _config(options: dict[str, Any]) -> MergeConfig:
+def configured(options: dict[str, Any]) -> MergeConfig:
+    """The config of flags, over those of a file. Raises InputError."""
     file = options.pop("config", None)
     return make_config((read_config_file(file) if file else {}) | options)
 

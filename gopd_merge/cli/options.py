@@ -21,7 +21,7 @@ PROCESSES: Flag = ("processes", int | None, "for so many processes of accelerate
 HELP_ALL = "--help-all"
 ESSENTIAL = {  # what --help shows of a merge, in a line each
     "experts": "LoRA adapters: PATH, user/name or DOMAIN=either, each",
-    "prompts": "DOMAIN=FILE.jsonl each (default: the adapters' own)",
+    "prompts": "DOMAIN=FILE.jsonl each, or synth (default: their own)",
     "alpha": "1 = the experts, above 1 = beyond them",
     "base": "folder or Hub id (default: what the experts name)",
     "output": "merged adapter's folder",
@@ -35,6 +35,7 @@ NAMES = (
     "What to train",
     "Reward",
     "What to choose",
+    "Prompts",
     "What to measure",
     "Sampling",
     "Judge",

@@ -5,7 +5,7 @@ from json import dumps as dump_json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gopd_merge.cli.options import CONFIG, DRY_RUN, JSON, QUIET, RESUME, takes
+from gopd_merge.cli.options import JSON, QUIET, Flag, takes
 from gopd_merge.cli.quiet import quieten_libraries
 from gopd_merge.errors import GopdError, Interrupted
 from gopd_merge.options import checked, read_config_file
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from gopd_merge.training.inputs import TrainingInputs
 
 COMMAND, MANIFEST = "train-expert", "training.json"
+CONFIG: Flag = (
+    "config",
+    Path | None,
+    "options from this YAML file, or an expert's training.json; flags given as well win",
+    "What to train",
+)
+DRY_RUN: Flag = ("dry_run", bool, "only show what the training would use and do", "Output")
+RESUME: Flag = ("resume", bool, "go on where this training was stopped, or begin where nothing is there yet", "Output")
 
 
 @takes(TrainConfig, CONFIG, JSON, QUIET, DRY_RUN, RESUME)

@@ -9,6 +9,7 @@ from gopd_merge.distillation import Listener, train_student
 from gopd_merge.plan import MANIFEST, Inputs
 from gopd_merge.run_folder import is_same, run_folder
 from gopd_merge.usage import Clock
+from gopd_merge.writing import with_written
 
 
 def renew_student(backbone: Backbone, inputs: Inputs, seed: int) -> None:
@@ -26,6 +27,7 @@ def train_on(backbone: Backbone, config: MergeConfig, inputs: Inputs, listener: 
     renew_student(backbone, inputs, config.seed)
     environment = artefacts.environment(backbone.device)
     with run_folder(config, inputs, is_same(config, inputs), environment, listener.note) as partial:
+        inputs = with_written(backbone, config, inputs, partial, listener)
         used, metrics, tokens = train_student(backbone, config, inputs, partial, clock, listener)
         written = manifest(used, inputs, metrics) | {"seconds": clock.rounded(), "tokens": tokens}
         write_json(partial / MANIFEST, written)

@@ -11,7 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import ValidationError
 
 from gopd_merge.errors import InputError
-from gopd_merge.evaluate.rows import Row
+from gopd_merge.prompts.files import Row
 from gopd_merge.prompts.sources import Prompt
 
 METRICS = {"answer": "math_answer", "cases": "function_cases", "tests": "code_tests"}  # what an item is graded by -> the metric

@@ -18,7 +18,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from gopd_merge.errors import InputError
 from gopd_merge.evaluate.bundled import bundled
 from gopd_merge.evaluate.items import ENVIRONMENT, METRICS, Item, make_items
-from gopd_merge.evaluate.rows import Row, choose, read_file, read_hub
+from gopd_merge.evaluate.rows import choose, read_hub
+from gopd_merge.prompts.files import Row, read_file
 
 Split = Literal["test", "validation"]
 EXPERT_REWARD = "expert_reward"  # an open-ended domain: how much likelier its expert finds an answer than the base does

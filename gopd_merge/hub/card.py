@@ -52,7 +52,7 @@ def card_text(manifest: Mapping[str, Any], document: Document | None, place: Pla
         environment()
         .get_template("card.md.jinja")
         .render(
-            header=_header(base if commit else None, document, place),
+            header=_header(base if commit else None, document, place, _datasets(manifest)),
             place=place,
             adapter=place.repo or "path/to/this/folder",
             base=base,
@@ -84,7 +84,13 @@ def environment() -> "Environment":
     return found
 
 
-def _header(base: str | None, document: Document | None, place: Place) -> str:
+def _datasets(manifest: Mapping[str, Any]) -> list[str]:
+    """The data sets on the Hub that prompts came from."""
+    found = (one.get("prompt_source", {}).get("dataset") for one in manifest["inputs"].values())
+    return sorted({dataset.partition("@")[0] for dataset in found if dataset})
+
+
+def _header(base: str | None, document: Document | None, place: Place, datasets: list[str]) -> str:
     """The YAML that the Hub reads, without its dashes."""
     from huggingface_hub import ModelCardData
 
@@ -95,6 +101,7 @@ def _header(base: str | None, document: Document | None, place: Place) -> str:
         license=place.licence,
         library_name="peft",
         pipeline_tag="text-generation",
+        datasets=datasets or None,
         tags=TAGS,
         model_name=place.name if results else None,
         eval_results=results or None,
@@ -153,6 +160,9 @@ def _recipe(config: MergeConfig, manifest: Mapping[str, Any]) -> Iterator[tuple[
     yield "student", f"a fresh LoRA, rank {manifest['student']['rank']}, on {', '.join(manifest['student']['targets'])}"
     rate = f", learning rate {config.learning_rate:g}" if config.learning_rate else ""
     yield "training", f"{config.steps} step(s) of {config.prompts_per_step} prompts, seed {config.seed}{rate}"
+    for domain, one in manifest["inputs"].items():
+        if (said := one.get("prompt_source")) and said["source"] != "own":
+            yield f"prompts of {domain}", f"{one['prompts']:,} of {_origin(said)}"
     yield "responses", f"at most {config.trained_tokens:,} tokens, sampled at temperature 1"
     if changes := {name: value for name, value in config.changes.items() if name != "method"}:
         yield "not as by default", ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in changes.items())
@@ -162,6 +172,14 @@ def _recipe(config: MergeConfig, manifest: Mapping[str, Any]) -> Iterator[tuple[
     yield "machine", f"{environment['device']}{seconds}"
     versions = ("gopd-merge", "torch", "transformers", "peft", "bitsandbytes")
     yield "software", ", ".join(f"{name} {environment[name]}" for name in versions)
+
+
+def _origin(said: Mapping[str, Any]) -> str:
+    """Where prompts came from; of a file only its name."""
+    if said["source"] == "synth":
+        return "those that the expert wrote itself"
+    source = said["dataset"] or PurePath(said["source"]).name
+    return f"{source}, licence {said['licence']}" if said["licence"] else source
 
 
 def _shown(value: Any) -> str:

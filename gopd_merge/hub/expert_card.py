@@ -5,6 +5,7 @@ from pathlib import PurePath
 from typing import Any
 
 from gopd_merge.hub.card import environment
+from gopd_merge.hub.licence import strictest
 from gopd_merge.hub.public import public_name
 
 HOW = {
@@ -57,11 +58,17 @@ def _header(manifest: Mapping[str, Any]) -> str:
     return ModelCardData(
         base_model=on_hub,
         base_model_relation="adapter" if on_hub else None,
-        license=base["licence"],
+        license=strictest(_licences(manifest)),
+        datasets=sorted({name.partition("@")[0] for name in manifest["datasets"]}) or None,
         library_name="peft",
         pipeline_tag="text-generation",
         tags=["gopd-merge", "lora", manifest["recipe"]],
     ).to_yaml()
+
+
+def _licences(manifest: Mapping[str, Any]) -> dict[str, str | None]:
+    """Of what went into it, as far as cards say."""
+    return manifest["data_licences"] | {name: manifest[name]["licence"] for name in ("base", "start", "teacher") if manifest[name]}
 
 
 def _recipe(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from gopd_merge.errors import InputError
 from gopd_merge.experts.hub import HUB_ID
+from gopd_merge.prompt_source import FileSource, parse_source
 from gopd_merge.server import is_remote
 
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bBearer\s+\S{8,}|://[^/\s@]+:[^/\s@]+@")
@@ -45,10 +46,22 @@ def _names(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for one in described:
         yield one["name"], public_name(one["name"], one["commit"])
     hub = {one["name"] for one in described if one["commit"]}
-    options = [*config["experts"].values(), *config["prompts"].values(), *(config.get(name) for name in PLACES), manifest.get("output")]
+    yield from _files(config)
+    options = [*config["experts"].values(), *(config.get(name) for name in PLACES), manifest.get("output")]
     for place in options:
         if isinstance(place, str) and place.partition("@")[0] not in hub and not PINNED.fullmatch(place):
             yield place, public_name(place, None)
+
+
+def _files(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The files of prompts and of questions to keep them apart from; a data set's id stays as it is."""
+    for text in config["prompts"].values():
+        source = parse_source(text)
+        if isinstance(source, FileSource):
+            yield str(source.path), source.path.name
+    for suite in config.get("decontaminate", ()):
+        place = suite.rpartition("=")[2]
+        yield place, PurePath(place).name
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:

@@ -44,13 +44,13 @@ class PromptMixer:
 
     def _at(self, source: PromptSet, position: int) -> int:
         """The stream of a domain: all its prompts in a random order, then all again in another."""
-        epoch, index = divmod(position, len(source.prompts))
+        epoch, index = divmod(position, source.size)
         return self._order(source, epoch)[index]
 
     def _order(self, source: PromptSet, epoch: int) -> list[int]:
         known_epoch, order = self._orders.get(source.domain, (-1, []))
         if known_epoch != epoch:
-            order = list(range(len(source.prompts)))
+            order = list(range(source.size))
             random.Random(f"{self._seed} {source.domain} epoch {epoch}").shuffle(order)
             self._orders[source.domain] = (epoch, order)
         return order

@@ -33,7 +33,7 @@ def plan_text(document: Mapping[str, Any]) -> str:
     for number, d in enumerate(work["domains"]):
         times = f"{d['asked'] / d['prompts']:.1f} times each"
         tokens = f"{d['mean_tokens']:.0f} tokens on average, {d['longest']:,} the longest"
-        rows.append(["prompts" if number == 0 else "", f"{d['domain']}: {d['prompts']:,}, asked {times}; {tokens}"])
+        rows.append(["prompts" if number == 0 else "", f"{d['domain']}: {d['prompts']:,}{_from(d['source'])}, asked {times}; {tokens}"])
     first = f"{work['probed_answers']:,} answers of the targets to choose α, then " if work["probed_answers"] else ""
     then = f"then {work['evaluated_answers']:,} answers to measure"
     shared = f" in {work['processes']} processes, of which one is shown" if work["processes"] > 1 else ""
@@ -49,6 +49,10 @@ def _expert(domain: str, e: Mapping[str, Any]) -> str:
         return f"{domain}, behind {e['name']}"
     commit = f", commit {e['commit'][:8]}" if e["commit"] else ""
     return f"{domain}, rank {e['rank']}, {','.join(t.removesuffix('_proj') for t in e['targets'])}, sha256 {e['sha256'][:8]}{commit}"
+
+
+def _from(source: str) -> str:
+    return "" if source == "own" else f" of {source}"
 
 
 def memory_text(memory: Mapping[str, Any]) -> str:

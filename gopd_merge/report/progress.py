@@ -61,7 +61,8 @@ class Progress(Silent):
             self._print(f"teachers {inputs.teacher_base.name}, {precision}, with the experts; student on {inputs.base.name}")
         else:
             self._print(f"base     {inputs.base.name}, {precision}, once in memory; reference: the same, adapters off")
-        self._print("prompts  " + " · ".join(f"{s.domain} {len(s.prompts):,}" for s in inputs.prompts))
+        counts = [f"{s.domain} {s.size:,}" + ("" if s.origin.source == "own" else f" of {s.origin.source}") for s in inputs.prompts]
+        self._print("prompts  " + " · ".join(counts))
         alpha = config.alpha
         alphas = ", ".join(f"{d} {a:g}" for d, a in sorted(alpha.items())) if isinstance(alpha, dict) else str(alpha)
         begun = "fresh" if config.start == "none" else f"begun at {config.start}"

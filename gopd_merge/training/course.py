@@ -21,8 +21,8 @@ from gopd_merge.errors import GopdError
 from gopd_merge.experts.base import Base
 from gopd_merge.stopping import undisturbed
 from gopd_merge.train_config import TrainConfig
-from gopd_merge.training.examples import Example
 from gopd_merge.training.inputs import TrainingInputs
+from gopd_merge.training.reading import Example
 from gopd_merge.training.rewards import Rewards, constant, constant_text
 from gopd_merge.training.scoring import Score, Validator
 from gopd_merge.usage import Clock, peak_memory

@@ -13,7 +13,8 @@ from gopd_merge.experts.tensor_file import file_sha256
 from gopd_merge.plan import pinned
 from gopd_merge.settings import base_digest
 from gopd_merge.train_config import Recipe, TrainConfig
-from gopd_merge.training.examples import Example, digest, read_examples
+from gopd_merge.training.examples import Data, digest, read_data
+from gopd_merge.training.reading import Example
 from gopd_merge.training.rewards import check_rewards
 
 TRAINING = "training.json"
@@ -21,7 +22,7 @@ RANK = 16  # where nothing says another
 STEPS = 100  # of rlvr
 # Options that change no adapter, or that stand in the settings by what was found there.
 ASIDE = {
-    *("base", "data", "columns", "start", "teacher", "reward", "validation", "test", "domain", "recipe", "steps", "epochs", "eval_every"),
+    *("base", "data", "columns", "start", "teacher", "reward", "validation", "test", "domain", "recipe", "steps", "epochs"),
     *("output", "overwrite", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "micro_batch_size", "device"),
     *("activation_checkpointing", "unsafe_exec", "targets", "lora_rank"),
 }
@@ -31,14 +32,19 @@ ASIDE = {
 class TrainingInputs:
     """Everything that a training reads, checked."""
 
-    recipe: Recipe
+    data: Data
     base: Base
-    splits: Mapping[str, tuple[Example, ...]]  # train, validation, test
+    splits: Mapping[str, tuple[Example, ...]]  # train, validation, test, as they are trained on
     start: Expert | None
     teacher: Expert | None
     rank: int
     targets: tuple[str, ...]
     dropped: Mapping[str, int]  # examples of each split that are longer than the context
+
+    @property
+    def recipe(self) -> Recipe:
+        """As given, or what the data are for."""
+        return self.data.recipe
 
     def steps(self, config: TrainConfig) -> int:
         """Optimiser steps."""
@@ -50,7 +56,7 @@ class TrainingInputs:
         """All that the adapter depends on but the machine: two runs of which it is equal are the same run."""
         settings = config.model_dump(mode="json", exclude=ASIDE)
         settings |= {"recipe": self.recipe, "steps": self.steps(config), "lora_rank": self.rank, "targets": list(self.targets)}
-        settings |= {"base": base_digest(self.base), "data": digest(self.splits)}
+        settings |= {"base": base_digest(self.base), "data": digest(self.data.splits)}
         settings["reward"] = file_sha256(Path(config.reward.rpartition(":")[0])) if config.reward else None
         for name, one in (("start", self.start), ("teacher", self.teacher)):
             settings[name] = one.sha256 if one else None
@@ -66,9 +72,9 @@ class TrainingInputs:
 def read_training(config: TrainConfig) -> TrainingInputs:
     """Raises InputError for whatever the training would refuse and can be seen without the tokenizer."""
     check_installed()
-    recipe, splits = read_examples(config)
-    if recipe == "rlvr":
-        check_rewards(config, [example for found in splits.values() for example in found])
+    data = read_data(config)
+    if data.recipe == "rlvr":
+        check_rewards(config, [example for found in data.splits.values() for example in found])
     start = read_expert("start", config.start) if config.start else None
     teacher = read_expert("teacher", config.teacher) if config.teacher else None
     base = resolve_base([one for one in (start, teacher) if one], config.base, "all", config.quantize)
@@ -78,7 +84,7 @@ def read_training(config: TrainConfig) -> TrainingInputs:
     if unknown := [name for name in config.targets if name not in kinds]:
         raise InputError(f"--targets {unknown[0]}: {base.name} has no such linear layer; it has {', '.join(kinds)}")
     rank, targets = (start.rank, start.targets) if start else (config.lora_rank or RANK, config.targets or kinds)
-    return TrainingInputs(recipe, base, splits, start, teacher, rank, tuple(sorted(targets)), {})
+    return TrainingInputs(data, base, data.splits, start, teacher, rank, tuple(sorted(targets)), {})
 
 
 def check_installed() -> None:

@@ -43,6 +43,7 @@ def fitting(inputs: TrainingInputs, config: TrainConfig) -> tuple[TrainingInputs
         lengths[name] = [p + (config.max_new_tokens if answers else r) for p, r in zip(prompts, longest, strict=True)]
     found = without_long(inputs, lengths, context_length(inputs.base))
     notes = [] if tokenizer.chat_template else [NO_TEMPLATE]
+    notes += [f"{count:,} row(s) of the data are left out: each {why}" for why, count in inputs.data.left_out.items()]
     if count := sum(found.dropped.values()):
         notes.append(f"{count:,} example(s) are longer than the context of {inputs.base.name} and are left out")
     if any(prompt_responses := [e.response for e in inputs.splits["train"]]) and inputs.recipe == "rlvr":

@@ -21,8 +21,8 @@ from gopd_merge.distill.backbone import REFERENCE, STUDENT, Backbone
 from gopd_merge.distill.rollout import CHAT, generate, row_seeds, tokenize
 from gopd_merge.distill.update import default_learning_rate
 from gopd_merge.train_config import Recipe, TrainConfig
-from gopd_merge.training.examples import Example
 from gopd_merge.training.inputs import TrainingInputs
+from gopd_merge.training.reading import Example
 
 REFERENCE_ADAPTER = "ref"  # trl's name for the adapter that a policy is kept near
 RATES: Mapping[Recipe, float] = {"rlvr": 0.2, "sft": 0.4, "seqkd": 0.4, "dpo": 0.05}  # of a merge's rate: 1e-4, 2e-4, 2.5e-5 at width 2048

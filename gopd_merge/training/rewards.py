@@ -9,8 +9,8 @@ from gopd_merge.errors import GopdError, InputError
 from gopd_merge.evaluate.graders import answers_equal, passes_cases, program_of
 from gopd_merge.evaluate.sandbox import check_sandbox, run_programs
 from gopd_merge.train_config import TrainConfig
-from gopd_merge.training.examples import Example
 from gopd_merge.training.isolated import Isolated
+from gopd_merge.training.reading import Example
 
 HOPELESS = 8  # failures in a row from the first call on: a function that hangs would take hours to fail everywhere
 

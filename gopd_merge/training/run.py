@@ -108,7 +108,7 @@ def run(
     course = Course(backbone, config, steps, folder, inputs.base, optimizers, validator, rewards, checkpoints, clock, listener)
     first = checkpoints.steps()[-1] if checkpoints.steps() else 0
     if inputs.recipe == "rlvr" and not first:
-        with clock.measure("reward"):
+        with clock.measure("sample"):
             look_at_rewards(backbone, config, inputs, rewards, listener)
     trainer = make_trainer(backbone, config, inputs, optimizers, first, course.reward, course, str(folder / TRAINER))
     course.take_up()
@@ -179,7 +179,10 @@ def finish(
         "base": {"name": inputs.base.name, "commit": inputs.base.commit, "licence": inputs.base.licence, "quantization": config.quantize},
         "start": _described(inputs.start),
         "teacher": _described(inputs.teacher),
-        "data_sha256": digest(inputs.splits),
+        "data_sha256": digest(inputs.data.splits),
+        "datasets": list(inputs.data.datasets),
+        "data_licences": dict(inputs.data.licences),
+        "left_out": dict(inputs.data.left_out),
         "seconds": clock.rounded(),
         "peak_memory_bytes": peak_memory(backbone.device),
         "environment": about["environment"],

@@ -12,8 +12,8 @@ from gopd_merge.distill.backbone import STUDENT, Backbone
 from gopd_merge.distill.rollout import answers, generate, row_seeds, written
 from gopd_merge.evaluate.statistics import scores_of, summarise, t_interval
 from gopd_merge.train_config import TrainConfig
-from gopd_merge.training.examples import Example
 from gopd_merge.training.inputs import TrainingInputs
+from gopd_merge.training.reading import Example
 from gopd_merge.training.rewards import Rewards
 
 Metric = Literal["accuracy", "reward", "preferred", "loss"]

@@ -9,8 +9,8 @@ from gopd_merge.distill.rollout import answers, generate, row_seeds
 from gopd_merge.errors import GopdError
 from gopd_merge.train_config import TrainConfig
 from gopd_merge.training.course import Listener
-from gopd_merge.training.examples import Example
 from gopd_merge.training.inputs import TrainingInputs
+from gopd_merge.training.reading import Example
 from gopd_merge.usage import Clock
 
 ANSWERS = "teacher.jsonl"  # a line an answer, so that a run that is stopped asks nothing twice

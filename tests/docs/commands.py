@@ -30,6 +30,7 @@ RUN = ("docs/first-merge.md", "docs/files.md", "docs/reference.md", "docs/strong
 NOT_RUN = {
     "gopd-merge sweep": "takes the time of several merges; tests/test_sweep.py runs it",
     "gopd-merge compare merged.lora --suite own,gsm8k,humaneval": "needs the network, for the questions",
+    "gopd-merge train-expert --base HuggingFaceTB/SmolLM2-135M-Instruct": "needs the Hub, for base and data",
     "gopd-merge publish": "needs the Hub; tests/hub publishes to one on loopback",
     "gopd-merge --experts you/math-code-lora@COMMIT": "needs the Hub, for the adapters",
     "gopd-merge chat": "talks; tests/test_chat.py does",

@@ -2,16 +2,15 @@
 
 from collections import Counter
 from itertools import chain
-from pathlib import Path
 
 import pytest
 
 from gopd_merge.prompts.mixing import PromptMixer
-from gopd_merge.prompts.sources import Prompt, PromptSet
+from gopd_merge.prompts.sources import Origin, Prompt, PromptSet
 
 SETS = [
-    PromptSet("math", Path("m"), tuple(Prompt(prompt=f"m{i}") for i in range(7))),
-    PromptSet("code", Path("c"), tuple(Prompt(prompt=f"c{i}") for i in range(100))),
+    PromptSet("math", tuple(Prompt(prompt=f"m{i}") for i in range(7)), Origin("own")),
+    PromptSet("code", tuple(Prompt(prompt=f"c{i}") for i in range(100)), Origin("own")),
 ]
 
 
@@ -41,9 +40,9 @@ def test_a_step_is_a_function_of_the_seed_alone():
 # other orders, and supplies of very different size
 
 SUPPLIES = [
-    PromptSet("a", Path("a"), tuple(Prompt(prompt=f"a{i}") for i in range(3))),
-    PromptSet("b", Path("b"), tuple(Prompt(prompt=f"b{i}") for i in range(50))),
-    PromptSet("c", Path("c"), tuple(Prompt(prompt=f"c{i}") for i in range(8))),
+    PromptSet("a", tuple(Prompt(prompt=f"a{i}") for i in range(3)), Origin("own")),
+    PromptSet("b", tuple(Prompt(prompt=f"b{i}") for i in range(50)), Origin("own")),
+    PromptSet("c", tuple(Prompt(prompt=f"c{i}") for i in range(8)), Origin("own")),
 ]
 ORDERS = ("together", "sorted", "in turns", "one after the other")
 

@@ -3,7 +3,10 @@
 import pytest
 
 from gopd_merge.errors import InputError
-from gopd_merge.training.examples import Example, divided, read_examples, write_prompts
+from gopd_merge.prompts.files import Row
+from gopd_merge.training import examples as examples_module
+from gopd_merge.training.examples import divided, read_data, write_prompts
+from gopd_merge.training.reading import Example, Rows
 
 PROMPT = {"prompt": "1 + 1?"}
 EITHER = {**PROMPT, "answer": "2", "response": "2", "chosen": "2", "rejected": "3"}
@@ -12,7 +15,12 @@ EITHER = {**PROMPT, "answer": "2", "response": "2", "chosen": "2", "rejected": "
 @pytest.fixture
 def read(tmp_path, write, config):
     """Recipe and splits of these rows."""
-    return lambda rows, **options: read_examples(config(tmp_path / "a.lora", write(tmp_path / "rows.jsonl", rows), **options))
+
+    def run(rows, **options):
+        data = read_data(config(tmp_path / "a.lora", write(tmp_path / "rows.jsonl", rows), **options))
+        return data.recipe, data.splits
+
+    return run
 
 
 def rows_of(*columns, count=20):
@@ -58,7 +66,8 @@ def test_data_without_the_needed_columns_are_refused_with_what_they_have(read, c
         ({"answer": "2"}, "has no prompt (it has answer)"),
         ({**PROMPT, "answer": " "}, "its answer is empty"),
         ({"prompt": " ", "answer": "2"}, "its prompt is empty"),
-        ({"prompt": 3, "answer": "2"}, "its prompt is int, not a text"),
+        ({"prompt": {"a": 1}, "answer": "2"}, "its prompt is of type dict, not a text or a list of messages"),
+        ({"prompt": [{"role": "system", "content": "Be brief."}], "answer": "2"}, "its prompt begins with a system message"),
         ({"prompt": "\ud800", "answer": "2"}, "not text"),
         ({**PROMPT, "tests": "assert f()"}, "has tests but no entry_point"),
         ({**PROMPT, "cases": [{"args": 3}]}, "cases.0.args"),
@@ -76,6 +85,36 @@ def test_columns_of_other_names_and_messages_are_taken_and_the_final_answer_of_g
     examples = [example for found in splits.values() for example in found]
     assert recipe == "rlvr"
     assert {(e.prompt, e.answer) for e in examples} == {(f"{i} + 1?", str(i + 1)) for i in range(10)}
+
+
+def test_conversations_and_the_columns_of_trl_are_read_alike(read):
+    def turns(*texts):
+        return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+    def of(row, count=3):
+        return [{name: [{**t, "content": t["content"] + str(i)} for t in value] for name, value in row.items()} for i in range(count)]
+
+    _, chats = read(of({"messages": turns("ask", "say", "more")}), recipe="sft", test_share=0)
+    _, pairs = read(of({"chosen": turns("ask", "good"), "rejected": turns("ask", "bad")}), test_share=0)
+    _, completions = read([{"prompt": f"ask{i}", "completion": turns("say")[:1]} for i in range(3)], recipe="sft")
+    first = {name: found["train"][0] for name, found in (("chats", chats), ("pairs", pairs), ("completions", completions))}
+    assert first["chats"].prompt.startswith("ask")
+    assert first["chats"].response.startswith("say")
+    assert (first["pairs"].chosen[:4], first["pairs"].rejected[:3], first["pairs"].prompt[:3]) == ("good", "bad", "ask")
+    assert first["completions"].response == "say"
+
+
+def test_rows_of_a_data_set_that_cannot_be_used_are_left_out_and_counted_and_of_a_file_they_are_refused(config, monkeypatch):
+    """The data set stands for one on the Hub, whose rows its user cannot correct."""
+    rows = tuple(Row(f"you/set: row {i}", {"prompt": f"{i}?"} | ({"response": "yes"} if i % 5 else {})) for i in range(20))
+    found = {"you/set": Rows(rows, None, "you/set@abc", "mit"), "f.jsonl": Rows(rows, None, None, None)}
+    monkeypatch.setattr(examples_module, "read_rows", found.__getitem__)
+    data = read_data(config("a.lora", "you/set", recipe="sft"))
+    assert sum(data.left_out.values()) == 4
+    assert all("has no response" in why for why in data.left_out)
+    assert (data.datasets, data.licences) == (("you/set@abc",), {"you/set@abc": "mit"})
+    with pytest.raises(InputError, match="row 0: has no response"):
+        read_data(config("a.lora", "f.jsonl", recipe="sft"))
 
 
 def test_which_prompts_are_kept_depends_on_texts_and_seed_not_on_their_order():

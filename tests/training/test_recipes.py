@@ -13,8 +13,10 @@ from gopd_merge.config import make_config
 from gopd_merge.distill.backbone import REFERENCE, Backbone, expert
 from gopd_merge.experts.base import Base, load_base
 from gopd_merge.experts.intake import read_expert
+from gopd_merge.experts.quantization import training_warning
 from gopd_merge.plan import read_inputs
-from gopd_merge.training.examples import Example, read_examples
+from gopd_merge.training.examples import read_data
+from gopd_merge.training.reading import Example
 from gopd_merge.training.scoring import response_log_probs, summed_up
 
 SHORT = ["--steps", "1", "--batch-size", "4", "--max-new-tokens", "8", "--eval-prompts", "4"]
@@ -166,7 +168,7 @@ def test_the_manifest_repeats_the_run(sft, sums, config, manifest):
     found = manifest(sft)
     options = {name: value for name, value in found["config"].items() if name != "output"}
     again = config(sft, *options.pop("data"), **options)
-    assert read_examples(again)[0] == "sft"
+    assert read_data(again).recipe == "sft"
     assert found["environment"]["trl"]
     assert found["reward_failures"] == {}
     assert found["seconds"]["total"] > 0
@@ -180,6 +182,19 @@ def test_rlvr_goes_on_from_an_sft_expert_with_its_rank_and_says_so(train, sft, s
     assert "goes on from the adapter sums.lora" in (output / "README.md").read_text()
     before, after = (read_expert("e", str(path)).sha256 for path in (sft, output))
     assert before != after
+
+
+def test_dpo_from_an_expert_is_measured_against_where_it_began(train, sft, sums_pairs, folder, manifest):
+    """Against the base every response would have moved already."""
+    output = train(folder / "preferring.lora", sums_pairs, base=None, start=str(sft), steps=2, learning_rate=1e-3)
+    first, last = manifest(output)["scores"][0], manifest(output)["scores"][-1]
+    assert first["score"] == 0.5  # nothing has moved: each pair is a tie
+    assert last["score"] != 0.5
+
+
+def test_a_merge_on_another_precision_warns(sft):
+    assert training_warning("sums", sft, "nf4") is None
+    assert "was trained on the base in 4-bit NF4" in training_warning("sums", sft, "none")
 
 
 def test_scores_that_are_shares_and_those_that_are_not_have_intervals_of_their_own():

@@ -78,6 +78,15 @@ def test_a_training_in_which_no_group_differs_any_more_is_told_from_one_that_nev
     assert signal.has_learned
 
 
+def test_a_reward_that_tells_no_answer_of_a_prompt_from_another_ends_the_training(train, sums, tmp_path):
+    """It differs from prompt to prompt, so that a first sample shows nothing."""
+    file = tmp_path / "mine.py"
+    file.write_text("def of_the_prompt(prompt):\n    return len(prompt)\n")
+    options = {"steps": IDLE + 2, "batch_size": 2, "generations": 2, "max_new_tokens": 4, "validation_share": 0}
+    with pytest.raises(GopdError, match=f"step {IDLE}: for {IDLE} steps all answers to a prompt had the same reward"):
+        train(tmp_path / "b.lora", sums, reward=f"{file}:of_the_prompt", **options)
+
+
 def test_a_function_that_fails_everywhere_ends_the_run_and_one_that_fails_at_times_does_not(
     refused, train, sums, tmp_path, manifest, metrics
 ):

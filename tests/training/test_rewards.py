@@ -6,8 +6,8 @@ import time
 import pytest
 
 from gopd_merge.errors import GopdError, InputError
-from gopd_merge.training.examples import Example
 from gopd_merge.training.isolated import Isolated
+from gopd_merge.training.reading import Example
 from gopd_merge.training.rewards import Rewards, constant, graded
 
 OWN = """

@@ -1,0 +1,141 @@
+"""Are prompts that the experts write themselves (--prompts synth) as good to merge with as real ones?
+
+    python eval/synthetic_prompts.py --seconds 200
+
+Merges of the embedded default on 1,000 prompts a domain: its own; those that the experts wrote and that passed every test; and as many that
+they wrote and that only have the right form, whatever their domain. Everything else is the default merge, each with three seeds and
+measured on the same test questions. Runs are kept in eval/work, so that the command can be stopped (--seconds) and given again. Writes
+eval/results/synthetic_prompts.json.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from methods import EXPERTS, answers_of, questions_of
+
+from gopd_merge.artefacts import environment
+from gopd_merge.casting import load_backbone
+from gopd_merge.comparison.measuring import result, scores
+from gopd_merge.comparison.training import train_on
+from gopd_merge.config import MergeConfig, make_config
+from gopd_merge.disk import read_json_lines, write_json_lines
+from gopd_merge.evaluate.statistics import paired, with_holm
+from gopd_merge.plan import MANIFEST, read_inputs
+from gopd_merge.prompts.synthesis import FAINTLY, OTHERS
+from gopd_merge.report.progress import Silent
+
+OUTPUT = Path("eval/results/synthetic_prompts.json")
+PROMPTS, QUESTIONS = 1000, 1000  # of each domain
+REAL, WRITTEN, UNSIFTED = "own prompts", "written by the experts", "written, of any domain"
+AGAINST = {WRITTEN: REAL, UNSIFTED: REAL}
+
+
+def folder_of(work: Path, name: str, seed: int) -> Path:
+    return work / f"{name.replace(',', '').replace(' ', '-')}-seed-{seed}.lora"
+
+
+def is_of(domain: str, prompt: str) -> bool:
+    """The forms that the embedded domains' questions have."""
+    return prompt.startswith("Write f(") if domain == "code" else "How many" in prompt
+
+
+def written(folder: Path, domain: str) -> tuple[list[dict], list[dict]]:
+    """What the expert wrote: kept, and left out."""
+    place = folder / "prompts" / "synth"
+    return read_json_lines(place / f"{domain}.jsonl"), read_json_lines(place / f"{domain}.left_out.jsonl")
+
+
+def config_of(work: Path, name: str, seed: int) -> MergeConfig:
+    """One merge. The prompts of any domain are those that its seed's experts wrote; their order does not matter, each run shuffles them."""
+    sources = {"*": "own"} if name == REAL else {"*": "synth"}
+    if name == UNSIFTED:
+        sources = {}
+        for domain in EXPERTS:
+            kept, left_out = written(folder_of(work, WRITTEN, seed), domain)
+            of_form = [row for row in left_out if row["left_out"] in (OTHERS, FAINTLY)]
+            share = round(PROMPTS * len(kept) / (len(kept) + len(of_form)))  # as they were in what was written
+            path = work / f"unsifted-{domain}-{seed}.jsonl"
+            write_json_lines(path, [{"prompt": row["prompt"]} for row in [*kept[:share], *of_form[: PROMPTS - share]]])
+            sources[domain] = str(path)
+    options = {"prompts": sources, "max_prompts": PROMPTS, "synth_prompts": PROMPTS, "seed": seed, "eval": False}
+    return make_config({"experts": EXPERTS, "output": folder_of(work, name, seed), **options})
+
+
+def run(work: Path, seeds: list[int], seconds: float) -> None:
+    """Train and measure whatever is missing, until the time is over."""
+    backbone, until = None, time.monotonic() + seconds
+    for seed in seeds:
+        for name in (REAL, WRITTEN, UNSIFTED):
+            if time.monotonic() > until:
+                sys.exit("not all is measured yet; give the command again")
+            config = config_of(work, name, seed)
+            if len(list((work / "evaluation" / config.output.name / "answers").glob("*.jsonl"))) == len(EXPERTS):
+                continue
+            inputs = read_inputs(config)
+            backbone = backbone or load_backbone(config, inputs)
+            started = time.monotonic()
+            if not (config.output / MANIFEST).is_file():
+                train_on(backbone, config, inputs, Silent())
+            found = answers_of(work, config.output, backbone, config, QUESTIONS)
+            means = {key[1]: sum(a.score for a in v) / len(v) for key, v in found.answers.items()}
+            print(f"seed {seed}, {name}, {time.monotonic() - started:.0f} s:", means, flush=True)
+
+
+def purity(work: Path, seeds: list[int]) -> list[dict[str, Any]]:
+    """What share of the prompts is of the expert's domain: as written, by their own log-ratio, and as kept."""
+    rows = []
+    for domain in EXPERTS:
+        both = [written(folder_of(work, WRITTEN, seed), domain) for seed in seeds]
+        kept, left_out = ([row for one in both for row in one[side]] for side in (0, 1))
+        measured = [row for row in [*kept, *left_out] if "kl" in row]
+        likelier = [row for row in measured if row["log_ratio"] > 0]
+        shares = {
+            name: sum(is_of(domain, row["prompt"]) for row in part) / len(part)
+            for name, part in (("written", measured), ("likelier", likelier), ("kept", kept))
+        }
+        reasons = dict(Counter(row["left_out"] for row in left_out))
+        rows.append({"domain": domain, "written": len(kept) + len(left_out), "kept": len(kept), "left_out": reasons, "shares": shares})
+    return rows
+
+
+def summarise(work: Path, seeds: list[int]) -> dict[str, Any]:
+    config = make_config({"experts": EXPERTS, "eval": False})
+    questions = questions_of(config, QUESTIONS)
+    found = {n: [answers_of(work, folder_of(work, n, s), None, config, QUESTIONS) for s in seeds] for n in (REAL, WRITTEN, UNSIFTED)}
+    compared = [
+        paired(
+            scores(found[name], benchmark),
+            scores(found[rival], benchmark),
+            suite=benchmark.suite.name,
+            domain=benchmark.domain,
+            method=name,
+            rival=rival,
+            rival_is="real prompts",
+        )
+        for name, rival in AGAINST.items()
+        for benchmark in questions
+    ]
+    rows = [{"name": name, "results": [asdict(result(found[name], b, 0)) for b in questions]} for name in found]
+    return {"rows": rows, "comparisons": [asdict(c) for c in with_holm(compared)], "purity": purity(work, seeds)}
+
+
+def main(work: Path, seeds: list[int], seconds: float) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    run(work, seeds, seconds)
+    document = {"schema": 1, "command": "python eval/synthetic_prompts.py", "seeds": seeds, "prompts": PROMPTS, **summarise(work, seeds)}
+    OUTPUT.write_text(json.dumps(document | {"environment": environment(torch.device("cpu"))}, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("eval/work/synthetic"))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further merge after so many")
+    main(**vars(parser.parse_args()))
