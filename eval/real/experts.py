@@ -41,7 +41,7 @@ class Experts:
         files = {"data": (str(folder / "train.jsonl"),), "validation": str(folder / "validation.jsonl"), "test": str(folder / "test.jsonl")}
         common = files | {
             "domain": domain, "recipe": recipe, "output": self.path(domain, recipe), "max_new_tokens": size.max_new_tokens, "seed": 0,
-            "quantize": "none", "micro_batch_size": 16, "patience": 0, "checkpoint_every": 5, "checkpoint_minutes": 3,
+            "quantize": "none", "micro_batch_size": 8, "patience": 0, "checkpoint_every": 5, "checkpoint_minutes": 3,
         }  # fmt: skip
         if recipe == "sft":
             steps = {"steps": size.sft_steps, "batch_size": size.sft_batch, "learning_rate": 1e-3, "lora_rank": size.lora_rank}

@@ -35,7 +35,7 @@ def word_problems(file: str | None) -> list[dict[str, Any]]:
         if lines[-1].split()[-1] == answer:
             question = row["question"]
             response = "\n".join([*lines, f"#### {answer}"])
-            found.append({"prompt": f"{question}\n{words.INSTRUCTION}", "response": response, "answer": answer, "key": question})
+            found.append({"prompt": f"{question}\n{words.INSTRUCTION}", "response": response, "answer": answer})
     return found
 
 
@@ -50,5 +50,5 @@ def short_functions(file: str | None) -> list[dict[str, Any]]:
             continue
         text = row.get("text") or row["prompt"]
         prompt = f"{text} It must pass:\n{tests[0]}\n{functions.INSTRUCTION}"
-        found.append({"prompt": prompt, "response": f"```python\n{code}\n```", "tests": tests, "entry_point": name[1], "key": text})
+        found.append({"prompt": prompt, "response": f"```python\n{code}\n```", "tests": tests, "entry_point": name[1]})
     return found

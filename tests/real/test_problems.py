@@ -12,6 +12,7 @@ import pytest
 
 from gopd_merge.evaluate.graders import grade
 from gopd_merge.evaluate.suites import load_benchmarks, read_suite
+from gopd_merge.prompts.contamination import Suspects
 from gopd_merge.prompts.sources import Prompt
 
 FOLDER = Path(__file__).resolve().parents[2] / "eval" / "real"
@@ -87,26 +88,17 @@ def test_problems_are_varied_and_the_same_for_the_same_seed(name):
     assert len({row["prompt"] for row in first}) > 0.95 * DRAWS
 
 
-def test_splits_share_no_problem_and_train_meets_no_test_question(data):
-    overlap = module("overlap")
-    story = next(row for row in drawn("words") if data.split_of(row["key"]) == "train")
-    for domain in ("math", "code"):
+def test_splits_share_no_problem_and_train_has_no_public_question(data):
+    for domain, name in (("math", "words"), ("code", "functions")):
+        story = next(row for row in drawn(name) if data.split_of(row["key"]) == "train")
+        suspects = [Suspects("public", [story["prompt"]])]
         wanted = {"train": 120, "validation": 15, "test": 15}
-        rows = data.generated(domain, wanted, overlap.Forbidden([story["key"]]))
+        rows = data.generated(domain, wanted, suspects)
         assert {split: len(found) for split, found in rows.items()} == wanted
         keys = {split: {row["key"] for row in found} for split, found in rows.items()}
         assert not keys["train"] & keys["test"] | keys["train"] & keys["validation"] | keys["validation"] & keys["test"]
-        assert not [row for row in rows["train"] if row["key"] == story["key"]]
-    assert overlap.Forbidden([story["key"]]).meets(f"Once, {story['key']}")  # the control
-
-
-def test_a_run_of_words_is_what_makes_two_prompts_alike():
-    forbidden = module("overlap").Forbidden(["Tom has 5 red apples and Ana has 7 green ones.", "Add two numbers."])
-    assert forbidden.meets("Yesterday tom has 5 RED apples, and Ana has 9.")
-    assert not forbidden.meets("Tom has 6 red apples and Ana has 9 green ones.")  # other numbers: no eight words in a row
-    assert forbidden.meets("add two numbers")
-    assert not forbidden.meets("Add two numbers, and one more.")
-    assert forbidden.without([{"key": "Add two numbers"}, {"key": "Add three"}]) == [{"key": "Add three"}]
+        assert not [row for row in rows["train"] if data.is_like(row, suspects)]
+        assert data.is_like(story, suspects)  # the control
 
 
 @pytest.fixture
@@ -143,7 +135,7 @@ def public(tmp_path):
 def test_short_rows_of_public_sets_become_problems_of_the_same_form(public):
     sources, words, functions = module("sources"), module("words"), module("functions")
     found = sources.word_problems(public["gsm8k"])
-    assert [row["key"] for row in found] == ["A?", "B?"]
+    assert [row["prompt"][:2] for row in found] == ["A?", "B?"]
     assert found[0]["response"] == "3 + 4 = 7\n7 * 2 = 14\n#### 14"
     assert found[1]["answer"] == "1200"
     assert all(row["prompt"].endswith(f"\n{words.INSTRUCTION}") for row in found)
@@ -175,4 +167,5 @@ def test_public_test_sets_are_asked_as_the_experts_are_trained(data, tmp_path):
     assert asked["mbpp-short"] == f"Add. It must pass:\nassert add(1, 2) == 3\n{module('functions').INSTRUCTION}"
     assert asked["humaneval-short"].endswith(f"\n{module('functions').INSTRUCTION}")
     files = {name: str(tmp_path / f"{name}.jsonl") for name in rows}
-    assert data.public_questions(files)["math"] == ["Tom has 5 pens. How many?"]
+    (svamp,) = data.public_questions(files)["math"]
+    assert svamp.holds(asked["svamp-short"])
