@@ -58,10 +58,9 @@ def make_trainer(
     """The trainer of the steps from `first` on. `reward` is asked by rlvr, once a step."""
     make = {"rlvr": _grpo, "sft": _sft, "seqkd": _sft, "dpo": _dpo}[inputs.recipe]
     order = order_of(len(inputs.splits["train"]), inputs.steps(config) * config.batch_size, config.seed)[first * config.batch_size :]
-    examples = inputs.splits["train"]
     common = {"model": backbone.peft, "processing_class": backbone.tokenizer, "callbacks": [callback], "optimizers": optimizers}
     with _kept_precision(backbone):
-        trainer = make(backbone, config, inputs, [(index, examples[index]) for index in order], first, reward, common, folder)
+        trainer = make(backbone, config, inputs, order, first, reward, common, folder)
     for one in list(trainer.callback_handler.callbacks):
         if type(one).__name__ in ("PrinterCallback", "ProgressCallback"):
             trainer.remove_callback(one)
@@ -112,14 +111,11 @@ class _Dpo(_Quiet, DPOTrainer):  # type: ignore[misc]
     pass
 
 
-Rows = Sequence[tuple[int, Example]]
-
-
 def _grpo(
     backbone: Backbone,
     config: TrainConfig,
     inputs: TrainingInputs,
-    rows: Rows,
+    order: Sequence[int],
     first: int,
     reward: Reward,
     common: dict[str, Any],
@@ -150,9 +146,9 @@ def _grpo(
             **common,
             reward_funcs=rewarded,
             rollout_func=sample,
-            train_dataset=Dataset.from_list([{"prompt": example.prompt, "index": index} for index, example in rows]),
+            train_dataset=Dataset.from_list([{"prompt": e.prompt, "index": index} for index, e in enumerate(examples)]).select(order),
             args=GRPOConfig(
-                **_arguments(backbone, config, len(rows) // config.batch_size, micro, answers // micro, folder),
+                **_arguments(backbone, config, len(order) // config.batch_size, micro, answers // micro, folder),
                 num_generations=config.generations,
                 max_completion_length=config.max_new_tokens,
                 temperature=config.temperature,
@@ -166,7 +162,7 @@ def _sft(
     backbone: Backbone,
     config: TrainConfig,
     inputs: TrainingInputs,
-    rows: Rows,
+    order: Sequence[int],
     first: int,
     reward: Reward,
     common: dict[str, Any],
@@ -175,9 +171,9 @@ def _sft(
     micro = _divisor(config.batch_size, config.micro_batch_size)
     return _Sft(
         **common,
-        train_dataset=Dataset.from_list([encoded(backbone, example.prompt, example.response or "") for _, example in rows]),
+        train_dataset=Dataset.from_list([encoded(backbone, e.prompt, e.response or "") for e in inputs.splits["train"]]).select(order),
         args=SFTConfig(
-            **_arguments(backbone, config, len(rows) // config.batch_size, micro, config.batch_size // micro, folder),
+            **_arguments(backbone, config, len(order) // config.batch_size, micro, config.batch_size // micro, folder),
             train_sampling_strategy="sequential",
             shuffle_dataset=False,
             max_length=None,
@@ -189,7 +185,7 @@ def _dpo(
     backbone: Backbone,
     config: TrainConfig,
     inputs: TrainingInputs,
-    rows: Rows,
+    order: Sequence[int],
     first: int,
     reward: Reward,
     common: dict[str, Any],
@@ -203,14 +199,14 @@ def _dpo(
 
     pairs = [
         {"prompt": message("user", e.prompt), "chosen": message("assistant", e.chosen), "rejected": message("assistant", e.rejected)}
-        for _, e in rows
+        for e in inputs.splits["train"]
     ]
     with _named_default(backbone, True, inputs):
         return _Dpo(
             **common,
-            train_dataset=Dataset.from_list(pairs),
+            train_dataset=Dataset.from_list(pairs).select(order),
             args=DPOConfig(
-                **_arguments(backbone, config, len(rows) // config.batch_size, micro, config.batch_size // micro, folder),
+                **_arguments(backbone, config, len(order) // config.batch_size, micro, config.batch_size // micro, folder),
                 train_sampling_strategy="sequential",
                 beta=DPO_BETA if config.beta is None else config.beta,
                 max_length=None,
