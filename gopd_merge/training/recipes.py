@@ -61,6 +61,8 @@ def make_trainer(
     common = {"model": backbone.peft, "processing_class": backbone.tokenizer, "callbacks": [callback], "optimizers": optimizers}
     with _kept_precision(backbone):
         trainer = make(backbone, config, inputs, order, first, reward, common, folder)
+    if REFERENCE_ADAPTER in backbone.peft.peft_config:
+        _copy_to_reference(backbone)
     for one in list(trainer.callback_handler.callbacks):
         if type(one).__name__ in ("PrinterCallback", "ProgressCallback"):
             trainer.remove_callback(one)
@@ -141,7 +143,7 @@ def _grpo(
     answers = config.batch_size * config.generations
     micro = _divisor(answers, config.micro_batch_size)
     beta = config.beta or 0.0
-    with _named_default(backbone, beta > 0, inputs):
+    with _named_default(backbone, beta > 0):
         return _Grpo(
             **common,
             reward_funcs=rewarded,
@@ -201,7 +203,7 @@ def _dpo(
         {"prompt": message("user", e.prompt), "chosen": message("assistant", e.chosen), "rejected": message("assistant", e.rejected)}
         for e in inputs.splits["train"]
     ]
-    with _named_default(backbone, True, inputs):
+    with _named_default(backbone, True):
         return _Dpo(
             **common,
             train_dataset=Dataset.from_list(pairs).select(order),
@@ -250,11 +252,8 @@ def _kept_precision(backbone: Backbone) -> Iterator[None]:
 
 
 @contextmanager
-def _named_default(backbone: Backbone, needs_reference: bool, inputs: TrainingInputs) -> Iterator[None]:
-    """While a trainer is made that is to keep near a reference: trl then adds the adapter REFERENCE_ADAPTER, a copy of one called default.
-
-    Ours has another name, so the copy is made here; it is the student as it begins.
-    """
+def _named_default(backbone: Backbone, needs_reference: bool) -> Iterator[None]:
+    """While a trainer is made that is to keep near a reference: trl adds the adapter REFERENCE_ADAPTER then, like one called default."""
     configs = backbone.peft.peft_config
     if needs_reference:
         configs["default"] = configs[STUDENT]
@@ -262,7 +261,13 @@ def _named_default(backbone: Backbone, needs_reference: bool, inputs: TrainingIn
         yield
     finally:
         configs.pop("default", None)
-    if needs_reference:
-        state = get_peft_model_state_dict(backbone.peft, adapter_name=STUDENT, save_embedding_layers=False)
-        set_peft_model_state_dict(backbone.peft, state, adapter_name=REFERENCE_ADAPTER)
-        backbone.peft.set_adapter(STUDENT)
+
+
+def _copy_to_reference(backbone: Backbone) -> None:
+    """Make the reference the student as it begins: trl would copy one called default, and rounds what it adds to bfloat16."""
+    for name, parameter in backbone.peft.named_parameters():
+        if f".{REFERENCE_ADAPTER}." in name:
+            parameter.data = parameter.data.float()
+    state = get_peft_model_state_dict(backbone.peft, adapter_name=STUDENT, save_embedding_layers=False)
+    set_peft_model_state_dict(backbone.peft, state, adapter_name=REFERENCE_ADAPTER)
+    backbone.peft.set_adapter(STUDENT)
