@@ -49,7 +49,7 @@ def import_libraries() -> None:
 
         return call
 
-    torch.compile = when_called
+    torch.compile = when_called  # type: ignore[assignment]
     try:
         import bitsandbytes  # noqa: F401 - what imports it later finds it
     finally:
