@@ -57,6 +57,7 @@ measure-method: install  ## the tables of docs/method.md (half a day; it can be 
 	$(BIN)/python eval/domains/train.py --output eval/work/experts
 	$(BIN)/python eval/many_experts.py
 	$(BIN)/python eval/estimator_cost.py
+	$(BIN)/python eval/synthetic_prompts.py
 	$(BIN)/python eval/tables.py
 
 measure-speed: install-dev  ## the tables of docs/speed.md and docs/scaling.md (an hour on two idle cores; side by side can be stopped and given again)
