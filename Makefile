@@ -57,6 +57,7 @@ measure-method: install  ## the tables of docs/method.md (half a day; it can be 
 	$(BIN)/python eval/domains/train.py --output eval/work/experts
 	$(BIN)/python eval/many_experts.py
 	$(BIN)/python eval/estimator_cost.py
+	$(BIN)/python eval/synthetic_prompts.py
 	$(BIN)/python eval/incremental.py
 	$(BIN)/python eval/tables.py
 

@@ -50,6 +50,44 @@ def one_gpu_table() -> list[str]:
     return [*lines, "", f"Planned, not measured: nobody has run it on a GPU yet. Made by `{document['command']}`."]
 
 
+def synthetic_table() -> list[str]:
+    """Merges on prompts that the experts wrote against real ones, and whose domain those prompts are of."""
+    path = RESULTS / "synthetic_prompts.json"
+    if not path.is_file():
+        return []
+    document = json.loads(path.read_text())
+    domains = [row["domain"] for row in document["purity"]]
+    lines = [
+        f"On the embedded default, merges on {document['prompts']:,} prompts a domain, {len(document['seeds'])} seeds: accuracy in "
+        "per cent with 95 % intervals over questions, and the paired difference from real prompts in points (* where Holm's test finds "
+        "one).\n",
+        f"| prompts | {' | '.join(f'{d} (%) | difference' for d in domains)} | n |\n|---|{'--:|--:|' * len(domains)}--:|",
+    ]
+    for row in document["rows"]:
+        cells = []
+        for domain in domains:
+            (found,) = (r for r in row["results"] if r["domain"] == domain)
+            compared = [c for c in document["comparisons"] if (c["method"], c["domain"]) == (row["name"], domain)]
+            cells.append(f"{100 * found['score']:.1f} ({100 * found['low']:.1f}–{100 * found['high']:.1f})")
+            cells.append(_difference(compared[0]) if compared else "–")
+        lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['results'][0]['n']:,} |")
+    lines += [
+        "\nShare of prompts that are of the expert's own domain (by their form, which is known here), in per cent:\n",
+        "| expert | all that it wrote | those likelier under it than under the base | those that were kept | written | kept |\n"
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in document["purity"]:
+        shares = " | ".join(f"{100 * row['shares'][name]:.1f}" for name in ("written", "likelier", "kept"))
+        lines.append(f"| {row['domain']} | {shares} | {row['written']:,} | {row['kept']:,} |")
+    environment = document["environment"]
+    return [*lines, f"\n{environment['device']}, torch {environment['torch']}. Made by `{document['command']}`."]
+
+
+def _difference(found: dict) -> str:
+    star = "*" if found["p_holm"] is not None and found["p_holm"] < 0.05 else ""
+    return f"{100 * found['difference']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f}){star}"
+
+
 def incremental_table() -> list[str]:
     """What each way to add an expert to a merge makes of all domains."""
     document = json.loads((RESULTS / "incremental.json").read_text())
@@ -87,7 +125,7 @@ def incremental_table() -> list[str]:
 
 
 BLOCKS = {
+    "prompts.md": {"synthetic": synthetic_table},
     "faq.md": {"static": static_table, "seconds": seconds_text},
     "one-gpu.md": {"one gpu": one_gpu_table},
-    "many-experts.md": {"incremental": incremental_table},
-}
+} | ({"many-experts.md": {"incremental": incremental_table}} if (RESULTS / "incremental.json").is_file() else {})

@@ -17,8 +17,7 @@ EXPLAINED = (
     "student's own base, and the target is the mixed hidden state (λ = 1.5); *compacted*, it leaves out padding before the "
     "projection, as `trl` itself does on a GPU but not on a CPU. **B** has three models and full logits (λ = 1.5). Each has its own "
     "fastest micro-batch; activation checkpointing, `trl`'s default, is off, as it is slower, but in **A, checkpointed**. **Ours, lean** "
-    "is `gopd_merge` with `--activation-checkpointing --chunk-tokens 64`, and as it runs where `--memory` is tight: freed blocks go back "
-    "to the system at once, where glibc else keeps a heap full of holes. Weights are random. Each contender has "
+    "is `gopd_merge` with `--activation-checkpointing --chunk-tokens 64`. Weights are random. Each contender has "
     "a process of its own, they take turns a step at a time, and nothing is timed before all have found the same loss and gradient.\n"
 )
 
@@ -137,8 +136,7 @@ def memory_tables(document: Row) -> list[str]:
     whole = {(r["model"], r["fill"], r["contender"]): r["peak_bytes"] for r in document["rows"] if r["work"] == "whole"}
     for row in document["rows"]:
         if row["work"] == "scoring":
-            process = "ours, lean" if "lean" in row["contender"] else row["contender"].partition(",")[0]
-            process += ", NF4" if row["model"].endswith("NF4") else ""
+            process = row["contender"].partition(",")[0] + (", NF4" if row["model"].endswith("NF4") else "")
             held = weights[row["model"], process]
             other = whole.get((row["model"], row["fill"], row["contender"]))
             lines.append(

@@ -51,7 +51,12 @@ def _split(suite: Suite, split: str, folders: Mapping[str, Path]) -> Sequence[Be
         folders = {domain: folder for domain, folder in folders.items() if (folder / path).is_file()}
     elif suite.splits and split not in suite.splits:
         return ()
-    return load_benchmarks(suite, "test" if split == "test" else "validation", folders)
+    try:
+        return load_benchmarks(suite, "test" if split == "test" else "validation", folders)
+    except InputError:
+        if split == "validation" and suite.data.file is not None and not suite.splits:
+            return ()  # of a file of few questions none may be kept for it
+        raise
 
 
 def clean(source: PromptSet, suspects: Sequence[Suspects]) -> PromptSet:

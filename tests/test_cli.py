@@ -106,12 +106,12 @@ def test_an_expert_that_only_claims_the_base_is_refused_by_its_shapes(refused, c
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        (b"", "holds no prompts"),
+        (b"", "the file is empty"),
         (b'{"prompt": "1 + 1"}\nnot json\n', "line 2 is not JSON"),
-        (b'{"question": "1 + 1"}\n', "line 1: prompt"),
+        (b'{"question": "1 + 1"}\n', "has no column prompt; its columns are question"),
         (b"[1, 2]\n", "line 1"),
-        (b'{"prompt": "  "}\n', "the prompt is empty"),
-        (b"\xff\xfe\n", "line 1 is not JSON"),
+        (b'{"prompt": "  "}\n', "line 1: the prompt is missing or empty"),
+        (b"\xff\xfe\n", "line 1 is not UTF-8"),
     ],
 )
 def test_a_bad_prompt_file_is_refused(refused, tmp_path, content, named):

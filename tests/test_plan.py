@@ -47,7 +47,8 @@ def test_the_plan_counts_what_the_run_will_ask(run_here, both, adapters):
         lengths = [len(ids) for ids in tokenizer.apply_chat_template(questions, add_generation_prompt=True)["input_ids"]]
         found = next(d for d in work["domains"] if d["domain"] == domain)
         assert found == {
-            "domain": domain, "prompts": 2000, "asked": 3 * share, "mean_tokens": sum(lengths) / 2000, "longest": max(lengths),
+            "domain": domain, "source": "own", "prompts": 2000, "asked": 3 * share, "mean_tokens": sum(lengths) / 2000,
+            "longest": max(lengths),
         }  # fmt: skip
     assert work["response_tokens"] == 3 * 10 * 20
     assert work["evaluated_answers"] == 5 * 2 * 7  # base, two experts, average, merge

@@ -51,9 +51,7 @@ def test_a_plan_of_a_plain_base_imports_no_torch(imported):
 def test_what_holds_a_model_is_imported_without_the_compiler():
     """bitsandbytes decorates functions with torch.compile; the control is that importing it alone brings the compiler."""
     imported = "import sys; print('torch._inductor.compile_fx' in sys.modules, 'torch._dynamo.convert_frame' in sys.modules)"
-    ours = (
-        "from gopd_merge.cli.quiet import import_libraries; import torch; c = torch.compile; import_libraries(); assert torch.compile is c;"
-    )
+    ours = "from gopd_merge.cli.quiet import import_libraries as i; import torch; c = torch.compile; i(); assert torch.compile is c;"
     programs = {"ours": ours, "plain": "import bitsandbytes;"}
     found = {
         name: subprocess.run([sys.executable, "-Ic", program + imported], capture_output=True, text=True, timeout=60, check=True).stdout

@@ -4,8 +4,7 @@
     A′   a subclass of it: adapters switched on one base, and the mixed hidden state as target, so that λ may be more than 1.
     B    three models and their full logits under autograd.
 
-Ours runs as it is by default, and lean: with --activation-checkpointing --chunk-tokens 64, and freed blocks returned at once, as where
---memory is tight.
+Ours runs as it is by default, and lean: with --activation-checkpointing --chunk-tokens 64.
 
 All have the interface of `Contender`. trl's own loop runs, one optimiser step a call: its clock starts where the step begins and
 stops where it ends. A learning rate that moves nothing makes every repetition the same step.
@@ -34,7 +33,6 @@ from gopd_merge.distill.target import Scale, score
 from gopd_merge.distill.update import accumulate_gradient, optimizer_step
 from gopd_merge.experts.base import Base, load_base
 from gopd_merge.experts.intake import try_experts
-from gopd_merge.usage import give_back_freed_memory
 
 RATE, MAX_NORM = 1e-12, 1.0
 CHUNK, LEAN_CHUNK = 256, 64  # tokens that ours projects at once: the default, and where memory counts
@@ -67,10 +65,7 @@ def named(parameters: Any) -> Gradient:
 class Ours:
     """gopd_merge: one base, `score`, `accumulate_gradient`, `optimizer_step`. Prompts are dealt out to the experts, all of them alike."""
 
-    def __init__(self, folder: Path, quantize: str = "none", experts: int = 1, lean: bool = False) -> None:
-        self.lean = lean
-        if lean:
-            give_back_freed_memory()
+    def __init__(self, folder: Path, quantize: str = "none", experts: int = 1) -> None:
         base = Base(str(folder / "base"), str(folder / "base"))
         self.domains = tuple(f"domain{number}" for number in range(experts))
         read, _ = try_experts(dict.fromkeys(self.domains, str(folder / "expert.lora")))  # a merge would refuse the same one twice
@@ -122,9 +117,9 @@ class Ours:
         optimizer_step(parameters, optimizer, MAX_NORM)
         return {"rollout": answered - started, "scoring and update": time.perf_counter() - answered}
 
-    def _accumulate(self, rollout: Rollout, alpha: float, micro_batch: int) -> Tensor:
-        self.backbone.recompute_activations(self.lean)
-        chunk = LEAN_CHUNK if self.lean else CHUNK
+    def _accumulate(self, rollout: Rollout, alpha: float, micro_batch: int, lean: bool = False) -> Tensor:
+        self.backbone.recompute_activations(lean)
+        chunk = LEAN_CHUNK if lean else CHUNK
         target = score(self.cast, rollout, Scale(dict.fromkeys(self.domains, alpha)), micro_batch, chunk)
         return accumulate_gradient(self.cast, rollout, target, "full", micro_batch, chunk).kl
 
@@ -385,7 +380,6 @@ def load_merged(folder: Path) -> Any:
 
 CONTENDERS: dict[str, Callable[[Path], Contender]] = {
     "ours": Ours,
-    "ours, lean": partial(Ours, lean=True),
     "A": Trl,
     "A′": TrlOneBase,
     "B": Dense,

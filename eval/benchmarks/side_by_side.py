@@ -51,11 +51,11 @@ class Entry:
 
 ENTRIES = {
     "ours, λ = 1": Entry("ours", {"alpha": 1.0}),
-    "ours, lean, λ = 1": Entry("ours, lean", {"alpha": 1.0}),
+    "ours, lean, λ = 1": Entry("ours", {"alpha": 1.0, "lean": True}),
     "A, λ = 1": Entry("A"),
     "A, checkpointed, λ = 1": Entry("A", {"checkpointing": True}),
     "ours": Entry("ours", {"alpha": ALPHA}),
-    "ours, lean": Entry("ours, lean", {"alpha": ALPHA}),
+    "ours, lean": Entry("ours", {"alpha": ALPHA, "lean": True}),
     "A′": Entry("A′", {"alpha": ALPHA}),
     "A′, compacted": Entry("A′", {"alpha": ALPHA, "compact": True}),
     "B": Entry("B", {"alpha": ALPHA}),

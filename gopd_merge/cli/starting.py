@@ -36,5 +36,6 @@ def init(*experts: str, output: Path = Path("merge.yaml")) -> None:
         raise InputError(f"{output}: cannot be written ({error.strerror}); choose another --output") from None
     print(f"{output} written")
     if files := [f"{domain}.jsonl" for domain in missing if not os.path.isfile(f"{domain}.jsonl")]:
-        print(f'write the prompts first: {", ".join(files)}, one {{"prompt": "…"}} a line')
+        form = '{"prompt": "…"}'
+        print(f"write the prompts first: {', '.join(files)}, one {form} a line; or put `prompts: synth` there, and the experts write them")
     print(f"next: gopd-merge --config {shlex.quote(str(output))}")

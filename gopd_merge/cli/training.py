@@ -67,7 +67,7 @@ def run(config: TrainConfig, inputs: "TrainingInputs", resume: bool, as_json: bo
     """Train, or go on training."""
     quieten_libraries()
     stop_on_signals()
-    from gopd_merge.report.training_progress import SilentTraining, TrainingProgress
+    from gopd_merge.report.training_progress import SilentTraining, TrainingProgress, score_text
     from gopd_merge.training.run import train_expert as train
 
     output = config.output
@@ -82,7 +82,8 @@ def run(config: TrainConfig, inputs: "TrainingInputs", resume: bool, as_json: bo
     if as_json:
         print(dump_json(document, ensure_ascii=False))
         return
-    print(f"{output} written and verified")
+    best = f": step {document['best']['step']}, {score_text(document['best'])}" if document["best"] else ""
+    print(f"{output} written and verified{best}")
     print(f"next: gopd-merge --experts {shlex.quote(str(output))} …")
 
 

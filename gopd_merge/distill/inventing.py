@@ -81,7 +81,10 @@ def write(backbone: Backbone, role: str, opening: Opening, max_tokens: int, seed
     said = answers(backbone, rollout, opening.stop)
     special = torch.tensor(sorted(_special(backbone.tokenizer)), device=ids.device)
     inside = torch.isin(rollout.ids[:, rollout.prompt_width :], special) & rollout.response_mask  # (B, T)
-    ending = torch.isin(rollout.ids[:, rollout.prompt_width :], torch.tensor(opening.ends, device=ids.device)) & rollout.response_mask
+    ending = (
+        torch.isin(rollout.ids[:, rollout.prompt_width :], torch.tensor(opening.ends, dtype=torch.long, device=ids.device))
+        & rollout.response_mask
+    )
     is_text = (inside & ~ending).sum(1) == 0
     texts = tuple(text.strip() for text in said.texts)
     return Written(texts, said.lengths, tuple(found.ended.tolist()), tuple(is_text.tolist()), rollout)

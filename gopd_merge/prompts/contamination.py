@@ -29,6 +29,7 @@ class Suspects:
         self._runs = {run for run, count in shared.items() if count <= common}
         self._whole = {tuple(one) for one in words}
         self._short = {one for one in self._whole if SHORTEST <= len(one) < self.n}
+        self._lengths = sorted({len(one) for one in self._short})
         self._pieces = {
             length: {run for one in self._whole for run in _runs(one, length)} for length in range(SHORTEST, self.n)
         }  # for prompts that are shorter than a run
@@ -42,7 +43,7 @@ class Suspects:
             return True
         if any(run in self._runs for run in _runs(words, self.n)):
             return True
-        return any(run in self._short for length in {len(one) for one in self._short} for run in _runs(words, length))
+        return any(run in self._short for length in self._lengths for run in _runs(words, length))
 
 
 def _words(text: str) -> list[str]:

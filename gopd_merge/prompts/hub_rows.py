@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 from gopd_merge.errors import InputError
@@ -32,6 +32,7 @@ def read_dataset(source: DatasetSource, limit: int | None) -> HubRows:
     """
     import datasets  # takes a second
 
+    datasets.logging.set_verbosity_error()  # offline it would tell at length that the cache is used
     try:
         # The prefix keeps a folder of that name from standing in for the repository.
         builder = datasets.load_dataset_builder(f"hf://datasets/{source.repo}", source.config, revision=source.revision)
@@ -43,7 +44,8 @@ def read_dataset(source: DatasetSource, limit: int | None) -> HubRows:
         raise InputError(f"{source}: the cache has {source.repo} at {commit}; connect to the Hub, or name that revision")
     found = replace(source, parts=_parts(source, builder), revision=commit or source.revision)
     files = builder.config.data_files or {}
-    streamed = sum(_bytes(path) for part in found.parts for path in files.get(part.split, ())) > STREAMED_FROM
+    sizes = accumulate(_bytes(path) for part in found.parts for path in files.get(part.split, ()))
+    streamed = any(size > STREAMED_FROM for size in sizes)
     try:
         if not streamed:
             builder.download_and_prepare()

@@ -41,16 +41,17 @@ class TrainingProgress(Progress):
         self._advance(method, done, total, "")
 
     def scored(self, score: Any, steps: int) -> None:
-        self._print(f"step {score.step}/{steps}  {score_text(score)}")
+        self._print(f"step {score.step}/{steps}  {score_text(vars(score))}")
 
 
-def score_text(score: Any) -> str:
+def score_text(score: Mapping[str, Any]) -> str:
     """A validation in words, with its interval."""
-    if score.metric in PERCENT:
-        what = "right" if score.metric == "accuracy" else "preferred as they should be"
-        return f"validation {100 * score.score:.1f} % {what} ({100 * score.low:.1f}–{100 * score.high:.1f}), n = {score.n:,}"
-    unit = " nats a token" if score.metric == "loss" else ""
-    return f"validation {score.metric} {score.score:.4f} ({score.low:.4f}–{score.high:.4f}){unit}, n = {score.n:,}"
+    metric, value, low, high = (score[name] for name in ("metric", "score", "low", "high"))
+    if metric in PERCENT:
+        what = "right" if metric == "accuracy" else "preferred as they should be"
+        return f"validation {100 * value:.1f} % {what} ({100 * low:.1f}–{100 * high:.1f}), n = {score['n']:,}"
+    unit = " nats a token" if metric == "loss" else ""
+    return f"validation {metric} {value:.4f} ({low:.4f}–{high:.4f}){unit}, n = {score['n']:,}"
 
 
 def plan_text(document: Mapping[str, Any]) -> str:

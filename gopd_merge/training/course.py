@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from gopd_merge.disk import append_json_line, read_json_lines, remove, whole_folder, write_json, write_json_lines
 from gopd_merge.distill.backbone import Backbone
-from gopd_merge.distill.checkpoint import STATE, Checkpoints, load_optimizer, save_optimizer
+from gopd_merge.distill.checkpoint import STATE, Checkpoint, Checkpoints, load_optimizer, save_optimizer
 from gopd_merge.distill.rollout import row_seeds
 from gopd_merge.distill.skipping import IN_A_ROW, Skipping
 from gopd_merge.errors import GopdError
@@ -81,9 +81,8 @@ class Course(TrainerCallback):  # type: ignore[misc] # Transformers is not typed
 
     # --- going on ---
 
-    def take_up(self) -> None:
-        """Go on from the newest checkpoint, if there is one. Raises GopdError."""
-        found = self._checkpoints.newest(self._listener.note)
+    def take_up(self, found: Checkpoint | None) -> None:
+        """Go on from a checkpoint, if there is one."""
         if found is None:
             remove(self._folder, [METRICS])
             return
@@ -93,13 +92,14 @@ class Course(TrainerCallback):  # type: ignore[misc] # Transformers is not typed
         self._schedule.load_state_dict(state["schedule"])
         self._clock.load_state_dict(state["clock"])
         self._skipping.load_state_dict(state["skipping"])
-        self._signal = Signal(**state["signal"])
+        self._signal, self.stopped = Signal(**state["signal"]), state["stopped"]
         self.scores = [Score(**score) for score in state["scores"]]
         self.best = Score(**state["best"]) if state["best"] else None
         self._rewards.failures, self._rewards.calls = Counter(state["failures"]), state["calls"]
         self.step = self._saved = found.step
         rows = read_json_lines(self._folder / METRICS)
         write_json_lines(self._folder / METRICS, [row for row in rows if row["step"] <= self.step])
+        self._listener.note(f"going on after step {self.step}")
 
     def save(self) -> None:
         """A checkpoint of the last full step, unless there is one, or the next has half come. Raises OSError."""
@@ -114,7 +114,12 @@ class Course(TrainerCallback):  # type: ignore[misc] # Transformers is not typed
                 "skipping": self._skipping.state_dict(),
             }
             state |= {"scores": [asdict(score) for score in self.scores], "best": asdict(self.best) if self.best else None}
-            state |= {"signal": asdict(self._signal), "failures": dict(self._rewards.failures), "calls": self._rewards.calls}
+            state |= {
+                "signal": asdict(self._signal),
+                "stopped": self.stopped,
+                "failures": dict(self._rewards.failures),
+                "calls": self._rewards.calls,
+            }
             write_json(folder / STATE, state)
         self._saved = self.step
         kept = self.best_folder.name if self.best else ""
@@ -128,9 +133,15 @@ class Course(TrainerCallback):  # type: ignore[misc] # Transformers is not typed
 
     def evaluate_if_due(self) -> None:
         """Validate after this step, unless that was done; keep the adapter where it is the best of those that were trained."""
-        due = self.step % self.every == 0 or self.step == self.steps
-        if not due or (self.scores and self.scores[-1].step == self.step):
+        if self.step % self.every and self.step != self.steps:
             return
+        if not self.scores or self.scores[-1].step < self.step:
+            self._evaluate()
+        since = sum(score.step > self.best.step for score in self.scores) if self.best else 0
+        if self._config.patience and since >= self._config.patience and self.step < self.steps:
+            self.stopped = f"worse than at step {self.best.step if self.best else 0} for {since} validations"
+
+    def _evaluate(self) -> None:
         with self._clock.measure("evaluate"):
             score = self._validator.measure(self.step, lambda done, total: self._listener.evaluating(done, total, "validation"))
         if score is None:
@@ -141,9 +152,6 @@ class Course(TrainerCallback):  # type: ignore[misc] # Transformers is not typed
             with whole_folder(self._folder / f"{BEST}{self.step:06d}") as folder:
                 self._backbone.save_student(folder, self._base.name, self._base.commit)
             self.best = score
-        since = sum(score.step > self.best.step for score in self.scores) if self.best else 0
-        if self._config.patience and since >= self._config.patience and self.step < self.steps:
-            self.stopped = f"worse than at step {self.best.step if self.best else 0} for {since} validations"
 
     # --- what a reward tells ---
 

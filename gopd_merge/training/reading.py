@@ -121,7 +121,10 @@ def _named(row: Row, column: str | None, config: TrainConfig) -> dict[str, Any]:
         values["response"] = values.pop("completion")
     for name in ("messages", "chosen", "rejected", "response", "prompt"):
         if name in values:
-            values |= _texts(name, values.pop(name), values)
+            texts = _texts(name, values[name], values)
+            values |= texts
+            if name not in texts:
+                del values[name]
     return values
 
 

@@ -58,10 +58,11 @@ def make_trainer(
     """The trainer of the steps from `first` on. `reward` is asked by rlvr, once a step."""
     make = {"rlvr": _grpo, "sft": _sft, "seqkd": _sft, "dpo": _dpo}[inputs.recipe]
     order = order_of(len(inputs.splits["train"]), inputs.steps(config) * config.batch_size, config.seed)[first * config.batch_size :]
-    examples = inputs.splits["train"]
     common = {"model": backbone.peft, "processing_class": backbone.tokenizer, "callbacks": [callback], "optimizers": optimizers}
     with _kept_precision(backbone):
-        trainer = make(backbone, config, inputs, [(index, examples[index]) for index in order], first, reward, common, folder)
+        trainer = make(backbone, config, inputs, order, first, reward, common, folder)
+    if REFERENCE_ADAPTER in backbone.peft.peft_config:
+        _copy_to_reference(backbone)
     for one in list(trainer.callback_handler.callbacks):
         if type(one).__name__ in ("PrinterCallback", "ProgressCallback"):
             trainer.remove_callback(one)
@@ -112,14 +113,11 @@ class _Dpo(_Quiet, DPOTrainer):  # type: ignore[misc]
     pass
 
 
-Rows = Sequence[tuple[int, Example]]
-
-
 def _grpo(
     backbone: Backbone,
     config: TrainConfig,
     inputs: TrainingInputs,
-    rows: Rows,
+    order: Sequence[int],
     first: int,
     reward: Reward,
     common: dict[str, Any],
@@ -145,14 +143,14 @@ def _grpo(
     answers = config.batch_size * config.generations
     micro = _divisor(answers, config.micro_batch_size)
     beta = config.beta or 0.0
-    with _named_default(backbone, beta > 0, inputs):
+    with _named_default(backbone, beta > 0):
         return _Grpo(
             **common,
             reward_funcs=rewarded,
             rollout_func=sample,
-            train_dataset=Dataset.from_list([{"prompt": example.prompt, "index": index} for index, example in rows]),
+            train_dataset=Dataset.from_list([{"prompt": e.prompt, "index": index} for index, e in enumerate(examples)]).select(order),
             args=GRPOConfig(
-                **_arguments(backbone, config, len(rows) // config.batch_size, micro, answers // micro, folder),
+                **_arguments(backbone, config, len(order) // config.batch_size, micro, answers // micro, folder),
                 num_generations=config.generations,
                 max_completion_length=config.max_new_tokens,
                 temperature=config.temperature,
@@ -166,7 +164,7 @@ def _sft(
     backbone: Backbone,
     config: TrainConfig,
     inputs: TrainingInputs,
-    rows: Rows,
+    order: Sequence[int],
     first: int,
     reward: Reward,
     common: dict[str, Any],
@@ -175,9 +173,9 @@ def _sft(
     micro = _divisor(config.batch_size, config.micro_batch_size)
     return _Sft(
         **common,
-        train_dataset=Dataset.from_list([encoded(backbone, example.prompt, example.response or "") for _, example in rows]),
+        train_dataset=Dataset.from_list([encoded(backbone, e.prompt, e.response or "") for e in inputs.splits["train"]]).select(order),
         args=SFTConfig(
-            **_arguments(backbone, config, len(rows) // config.batch_size, micro, config.batch_size // micro, folder),
+            **_arguments(backbone, config, len(order) // config.batch_size, micro, config.batch_size // micro, folder),
             train_sampling_strategy="sequential",
             shuffle_dataset=False,
             max_length=None,
@@ -189,7 +187,7 @@ def _dpo(
     backbone: Backbone,
     config: TrainConfig,
     inputs: TrainingInputs,
-    rows: Rows,
+    order: Sequence[int],
     first: int,
     reward: Reward,
     common: dict[str, Any],
@@ -203,14 +201,14 @@ def _dpo(
 
     pairs = [
         {"prompt": message("user", e.prompt), "chosen": message("assistant", e.chosen), "rejected": message("assistant", e.rejected)}
-        for _, e in rows
+        for e in inputs.splits["train"]
     ]
-    with _named_default(backbone, True, inputs):
+    with _named_default(backbone, True):
         return _Dpo(
             **common,
-            train_dataset=Dataset.from_list(pairs),
+            train_dataset=Dataset.from_list(pairs).select(order),
             args=DPOConfig(
-                **_arguments(backbone, config, len(rows) // config.batch_size, micro, config.batch_size // micro, folder),
+                **_arguments(backbone, config, len(order) // config.batch_size, micro, config.batch_size // micro, folder),
                 train_sampling_strategy="sequential",
                 beta=DPO_BETA if config.beta is None else config.beta,
                 max_length=None,
@@ -254,11 +252,8 @@ def _kept_precision(backbone: Backbone) -> Iterator[None]:
 
 
 @contextmanager
-def _named_default(backbone: Backbone, needs_reference: bool, inputs: TrainingInputs) -> Iterator[None]:
-    """While a trainer is made that is to keep near a reference: trl then adds the adapter REFERENCE_ADAPTER, a copy of one called default.
-
-    Ours has another name, so the copy is made here; it is the student as it begins.
-    """
+def _named_default(backbone: Backbone, needs_reference: bool) -> Iterator[None]:
+    """While a trainer is made that is to keep near a reference: trl adds the adapter REFERENCE_ADAPTER then, like one called default."""
     configs = backbone.peft.peft_config
     if needs_reference:
         configs["default"] = configs[STUDENT]
@@ -266,7 +261,13 @@ def _named_default(backbone: Backbone, needs_reference: bool, inputs: TrainingIn
         yield
     finally:
         configs.pop("default", None)
-    if needs_reference:
-        state = get_peft_model_state_dict(backbone.peft, adapter_name=STUDENT, save_embedding_layers=False)
-        set_peft_model_state_dict(backbone.peft, state, adapter_name=REFERENCE_ADAPTER)
-        backbone.peft.set_adapter(STUDENT)
+
+
+def _copy_to_reference(backbone: Backbone) -> None:
+    """Make the reference the student as it begins: trl would copy one called default, and rounds what it adds to bfloat16."""
+    for name, parameter in backbone.peft.named_parameters():
+        if f".{REFERENCE_ADAPTER}." in name:
+            parameter.data = parameter.data.float()
+    state = get_peft_model_state_dict(backbone.peft, adapter_name=STUDENT, save_embedding_layers=False)
+    set_peft_model_state_dict(backbone.peft, state, adapter_name=REFERENCE_ADAPTER)
+    backbone.peft.set_adapter(STUDENT)

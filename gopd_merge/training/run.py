@@ -106,12 +106,13 @@ def run(
     validator = Validator(backbone, config, inputs, rewards, reference_role(config, inputs))
     checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint_every, config.checkpoint_minutes, config.keep_checkpoints)
     course = Course(backbone, config, steps, folder, inputs.base, optimizers, validator, rewards, checkpoints, clock, listener)
-    first = checkpoints.steps()[-1] if checkpoints.steps() else 0
-    if inputs.recipe == "rlvr" and not first:
+    checkpoint = checkpoints.newest(listener.note)
+    if inputs.recipe == "rlvr" and checkpoint is None:
         with clock.measure("sample"):
             look_at_rewards(backbone, config, inputs, rewards, listener)
+    first = min(checkpoint.step, steps - 1) if checkpoint else 0  # of a run that has only its last validation to do, none is taken
     trainer = make_trainer(backbone, config, inputs, optimizers, first, course.reward, course, str(folder / TRAINER))
-    course.take_up()
+    course.take_up(checkpoint)  # after the trainer was made: it keeps what the student began as, if that is its reference
     try:
         course.evaluate_if_due()
         if course.step < steps and not course.stopped:
@@ -131,7 +132,7 @@ def run(
 
 
 def look_at_rewards(backbone: Backbone, config: TrainConfig, inputs: TrainingInputs, rewards: Rewards, listener: Listener) -> None:
-    """Answers to a first sample of prompts must not all be worth the same. Raises GopdError."""
+    """Answers to a first sample of prompts must not all be worth the same. Raises InputError."""
     listener.phase("looking at the rewards of a first sample")
     examples = [example for example in inputs.splits["train"][:SAMPLE] for _ in range(config.generations)]
     seeds = row_seeds(config.seed, "sample", count=len(examples))

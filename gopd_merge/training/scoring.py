@@ -18,6 +18,7 @@ from gopd_merge.training.rewards import Rewards
 
 Metric = Literal["accuracy", "reward", "preferred", "loss"]
 UNCUT = 1 << 30  # tokens: what was checked against the context is not cut again
+ROUNDING = 1e-4  # nats; what a pair has gained or lost by less has not moved
 ROWS = 64  # answers sampled at once
 
 
@@ -64,7 +65,7 @@ class Validator:
             found = response_log_probs(self._backbone, STUDENT, [e.prompt for e in examples], [e.response or "" for e in examples])
             return [-float(row.mean()) for row in found]
         if self.metric == "preferred":
-            return [0.5 if margin == 0 else float(margin > 0) for margin in self._margins(examples)]
+            return [0.5 if abs(margin) < ROUNDING else float(margin > 0) for margin in self._margins(examples)]
         seeds = row_seeds(self._config.seed, "validation", first, count=len(examples))
         texts = sampled(self._backbone, STUDENT, [e.prompt for e in examples], seeds, self._config)
         return self._rewards.of(examples, texts)

@@ -17,6 +17,7 @@ from gopd_merge.training.inputs import read_training
 
 # The substitutions: with these options in place of the page's own a command takes seconds. All else of it stays as it is.
 SHORT = {
+    "prompts": "--synth-prompts 4 --batch-size 8 --quiet",
     "merge": "--steps 1 --batch-size 4 --max-new-tokens 8 --no-eval --quiet",
     "probe": "--alphas 1,1.5 --limit 2 --max-new-tokens 8 --quiet",
     "eval": "--limit 2 --max-new-tokens 8 --quiet",
@@ -28,6 +29,7 @@ PLANNED = ("README.md",)  # whose plans are made; a plan takes seconds, and test
 RUN = ("docs/first-merge.md", "docs/files.md", "docs/reference.md", "docs/strong-to-weak.md")
 # Commands that need what a test does not have. They are parsed: by the program's own parser, or by make.
 NOT_RUN = {
+    "gopd-merge --experts math.lora code.lora --prompts math=catalogue:gsm8k": "needs the network, for the prompts",
     "gopd-merge sweep": "takes the time of several merges; tests/test_sweep.py runs it",
     "gopd-merge compare merged.lora --suite own,gsm8k,humaneval": "needs the network, for the questions",
     "gopd-merge train-expert --base HuggingFaceTB/SmolLM2-135M-Instruct": "needs the Hub, for base and data",

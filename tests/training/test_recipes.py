@@ -7,6 +7,7 @@ from io import StringIO
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gopd_merge.cli import main
 from gopd_merge.config import make_config
@@ -151,6 +152,12 @@ def test_inspect_takes_it_and_warns_of_nothing(sft):
         assert main(["inspect", str(sft), "--json"]) == 0
     (found,) = json.loads(printed.getvalue())["experts"]
     assert (found["rank"], found["warnings"]) == (16, [])
+
+
+def test_the_adapter_keeps_float32_though_trl_rounds_that_of_a_quantised_model(sft):
+    tensors = load_file(sft / "adapter_model.safetensors").values()
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+    assert all((tensor != tensor.bfloat16().float()).any() for tensor in tensors)
 
 
 def test_the_card_says_how_it_was_made_and_names_no_path(sft, rlvr, sums):
