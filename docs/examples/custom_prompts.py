@@ -52,7 +52,12 @@ def main(folder: Path = Path(), **options: object) -> None:
     merged = merge(config)  # code has no entry in `prompts`: it takes those that come with its adapter
 
     found = compare(
-        EvalConfig(adapters=(str(merged.output), *EXPERTS.values()), suite=(f"math={questions}",), output=folder / "orders-measured"),
+        EvalConfig(
+            adapters=(str(merged.output), *EXPERTS.values()),
+            suite=(f"math={questions}",),
+            max_new_tokens=96,
+            output=folder / "orders-measured",
+        ),
         "custom_prompts.py",
     )
     print(found.table)

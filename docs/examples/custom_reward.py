@@ -14,8 +14,8 @@ LONGEST = 200  # characters at which a right answer is worth half
 
 def brief(response: str, answer: str) -> float:
     """Between 0.5 and 1 for a right answer, more for a short one; 0 for a wrong one."""
-    final = response.rpartition("####")[2].strip()
-    return 1 - 0.5 * min(1, len(response) / LONGEST) if final == answer else 0.0
+    _, mark, final = response.rpartition("####")
+    return 1 - 0.5 * min(1, len(response) / LONGEST) if mark and final.strip() == answer else 0.0
 
 
 def main(output: Path = Path("brief.lora"), **options: object) -> None:

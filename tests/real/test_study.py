@@ -22,10 +22,10 @@ def module(name):
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """study(*flags): the command, with two of the trained methods and one static merge; its exit code."""
+    """study(*flags): the command, with one of the trained methods and one static merge; its exit code."""
     merges, measuring, study = module("merges"), module("measuring"), module("study")
     for one in (merges, measuring):
-        monkeypatch.setattr(one, "METHODS", {name: merges.METHODS[name] for name in ("exopd-1.25", "opd")})
+        monkeypatch.setattr(one, "METHODS", {"exopd-1.25": merges.METHODS["exopd-1.25"]})
     monkeypatch.setattr(measuring, "STATIC_RIVALS", ("average",))
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     (tmp_path / "adapters").symlink_to(ROOT / "adapters")
@@ -45,8 +45,8 @@ def test_the_smallest_study_goes_through_every_stage_and_is_then_complete(study,
     assert study() == 0
     document = json.loads((tmp_path / "out.json").read_text())
     methods = {(row["method"], row["alpha"]) for row in document["results"]}
-    assert methods == {("base", None), ("expert:math", None), ("expert:code", None), ("average", None), ("exopd", 1.25), ("opd", 1.0)}
-    assert document["study"]["learning_rates"] == {"exopd-1.25": 0.001, "opd": 0.001}
+    assert methods == {("base", None), ("expert:math", None), ("expert:code", None), ("average", None), ("exopd", 1.25)}
+    assert document["study"]["learning_rates"] == {"exopd-1.25": 0.001}
     assert str(tmp_path) not in json.dumps(document)  # what is committed names no place
     timed = (work / "times.jsonl").read_text()
     capsys.readouterr()
