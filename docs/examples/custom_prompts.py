@@ -42,7 +42,7 @@ def write(path: Path, lines: list[dict[str, str]]) -> str:
     return str(path)
 
 
-def main(folder: Path = Path(), **options: object) -> None:
+def main(folder: Path = Path(), limit: int = 1000, **options: object) -> None:
     every = rows()
     kept, trained = every[::4], [row for number, row in enumerate(every) if number % 4]  # what is measured must not be trained on
     prompts = write(folder / "orders-train.jsonl", [{"prompt": row["prompt"]} for row in trained])
@@ -56,6 +56,7 @@ def main(folder: Path = Path(), **options: object) -> None:
             adapters=(str(merged.output), *EXPERTS.values()),
             suite=(f"math={questions}",),
             max_new_tokens=96,
+            limit=limit,
             output=folder / "orders-measured",
         ),
         "custom_prompts.py",

@@ -26,9 +26,9 @@ def main(output: Path = Path("brief.lora"), **options: object) -> None:
 
     data = Path("adapters/math.lora/prompts")
     config = TrainConfig(
-        base="adapters/tiny-base", recipe="rlvr", reward=f"{__file__}:brief", output=output, max_new_tokens=64,
+        base="adapters/tiny-base", recipe="rlvr", reward=f"{__file__}:brief", output=output,
         data=(str(data / "train.jsonl"),), validation=str(data / "validation.jsonl"), test=str(data / "test.jsonl"),
-        **{"steps": 30} | options,
+        **{"steps": 30, "max_new_tokens": 64} | options,
     )  # fmt: skip
     with TrainingProgress() as listener:
         made = train_expert(config, listener)

@@ -39,7 +39,7 @@ def test_every_example_is_on_its_page_and_run_here():
 
 def test_prompts_out_of_a_table_teach_and_the_rows_that_were_kept_measure(example, capsys):
     module = example("custom_prompts")
-    module.main(**SHORT)
+    module.main(limit=3, **SHORT)
     trained, kept = (Path(f"orders-{split}.jsonl").read_text().splitlines() for split in ("train", "test"))
     prompts = {line.split('"answer"')[0].rstrip(", ") for line in kept}
     assert (len(trained), len(kept)) == (54, 18)
@@ -65,6 +65,7 @@ def test_a_reward_of_ones_own_is_what_an_expert_is_trained_on(example, capsys):
     assert Path("brief.lora/training.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_notebook_merges_and_its_plot_is_drawn_anew_after_every_step(tmp_path):
     (tmp_path / "adapters").symlink_to(ROOT / "adapters")
     notebook = nbformat.read(EXAMPLES / "live_plots.ipynb", as_version=4)
