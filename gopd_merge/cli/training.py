@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gopd_merge.cli.options import JSON, QUIET, Flag, takes
-from gopd_merge.cli.quiet import quieten_libraries
+from gopd_merge.cli.quiet import import_libraries, quieten_libraries
 from gopd_merge.errors import GopdError, Interrupted
 from gopd_merge.options import checked, read_config_file
 from gopd_merge.stopping import stop_on_signals
@@ -67,6 +67,7 @@ def run(config: TrainConfig, inputs: "TrainingInputs", resume: bool, as_json: bo
     """Train, or go on training."""
     quieten_libraries()
     stop_on_signals()
+    import_libraries()
     from gopd_merge.report.training_progress import SilentTraining, TrainingProgress, score_text
     from gopd_merge.training.run import train_expert as train
 

@@ -68,7 +68,7 @@ def _header(manifest: Mapping[str, Any]) -> str:
 
 def _licences(manifest: Mapping[str, Any]) -> dict[str, str | None]:
     """Of what went into it, as far as cards say."""
-    return manifest["data_licences"] | {name: manifest[name]["licence"] for name in ("base", "start", "teacher") if manifest[name]}
+    return {**manifest["data_licences"], **{name: manifest[name]["licence"] for name in ("base", "start", "teacher") if manifest[name]}}
 
 
 def _recipe(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -27,7 +27,7 @@ NEEDS: dict[Recipe, tuple[tuple[str, ...], ...]] = {  # of each group one column
     "dpo": (("chosen",), ("rejected",)),
     "seqkd": (),
 }
-KEPT = str | int | float | list | dict  # not pictures and the like, which nothing here could use
+KEPT = (str, int, float, list, dict)  # not pictures and the like, which nothing here could use
 
 
 class Example(Prompt):
