@@ -56,6 +56,7 @@ def test_a_suite_of_ones_own_asks_the_rows_of_a_table(example, capsys):
     assert [row.split()[0] for row in rows] == ["base", "expert:math", "expert:code"]
 
 
+@pytest.mark.slow
 def test_a_reward_of_ones_own_is_what_an_expert_is_trained_on(example, capsys):
     module = example("custom_reward")
     assert module.brief("2 + 2 = 4\n#### 4", "4") > module.brief("Let us see.\n2 + 2 = 4\n#### 4", "4") >= 0.5
