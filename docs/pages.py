@@ -17,11 +17,20 @@ from gopd_merge.config import MergeConfig
 from gopd_merge.eval_config import CompareConfig, EvalConfig
 from gopd_merge.probe_config import ProbeConfig
 from gopd_merge.sweep_config import SweepConfig
+from gopd_merge.train_config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 # Pages whose text stands elsewhere, where GitHub and contributors look for it.
 ELSEWHERE = {"index.md": "README.md", "results.md": "eval/README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
-CONFIGS = {"": MergeConfig, "plan": MergeConfig, "sweep": SweepConfig, "probe": ProbeConfig, "eval": EvalConfig, "compare": CompareConfig}
+CONFIGS = {
+    "": MergeConfig,
+    "plan": MergeConfig,
+    "sweep": SweepConfig,
+    "probe": ProbeConfig,
+    "eval": EvalConfig,
+    "compare": CompareConfig,
+    "train-expert": TrainConfig,
+}
 INHERITED = {"plan": "", "sweep": "", "compare": "eval"}  # commands that take all options of another one, and some of their own
 MARK = "<!-- options -->"  # of reference.md, where they go
 BOUNDS = {"ge": "{:,} or more", "gt": "above {:,}", "le": "at most {:,}", "lt": "below {:,}"}

@@ -141,9 +141,30 @@ def real_table() -> list[str]:
     phases = ", ".join(f"{phase} {seconds[phase]:.0f}" for phase in ("rollout", "score", "update"))
     lines.append(
         f"\nThe merge took {seconds['total']:.0f} s ({phases}), peak memory {peak / 1e9:.1f} GB, on {document['environment']['device']}. "
-        "Made by `eval/real/smollm2.py`; accuracies are not measured here."
+        "Made by the first, short version of `eval/real` (at commit 5eef6fc); accuracies are not measured here."
     )
     return lines
+
+
+def study_tables() -> list[str]:
+    """The study on the real model: what was made and how, then the comparison as `gopd-merge report` writes it."""
+    path = RESULTS / "smollm2_study.json"
+    document, study = read_document(path), json.loads(path.read_text())["study"]
+    made = [
+        f"| {domain} | {recipe} | {row['steps']} | {row['examples']['train']:,} | {row['seconds']['total'] / 60:.0f} |"
+        for domain, recipes in study["experts"].items()
+        for recipe, row in recipes.items()
+    ]
+    rates = ", ".join(f"{method} {rate:g}" for method, rate in study["learning_rates"].items())
+    return [
+        "\n## A real model, two experts and every way to merge them\n",
+        "SmolLM2-135M-Instruct in float32; experts by supervised fine-tuning and then reinforcement learning. Every trained method has the "
+        f"same steps, prompts and search for a learning rate ({rates}). {document.environment['device']}. Made by `{document.command}`.\n",
+        "| expert | recipe | steps | examples | minutes |\n|---|---|--:|--:|--:|",
+        *made,
+        "",
+        markdown_text(document),
+    ]
 
 
 def coverage_table() -> list[str]:
@@ -206,6 +227,7 @@ if __name__ == "__main__":
         ("fuzz_intake", fuzz_text),
         ("rollout", rollout_table),
         ("smollm2", real_table),
+        ("smollm2_study", study_tables),
         ("interval_coverage", coverage_table),
         ("domains", domains_table),
         ("many_experts", many_experts_table),

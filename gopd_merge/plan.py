@@ -142,7 +142,9 @@ def _rank(config: MergeConfig, experts: Sequence[Expert], start: Expert | None) 
 
 
 def _check_start(config: MergeConfig, experts: Sequence[Expert], start: Expert | None) -> None:
-    """Raises InputError for a start that no student can have."""
+    """Raises InputError for a start that no student can have, or that would be gone afterwards."""
+    if start and not start.commit and config.output.resolve() == start.path.resolve():
+        raise InputError(f"{config.output}: is what the merge begins at, and would be replaced by it; choose another --output")
     if start and not start.is_plain:
         raise InputError(
             f"--start {config.start}: is no plain LoRA (B · A and nothing else), so a student cannot go on from it; start at none"
@@ -227,12 +229,15 @@ def check_processes(config: MergeConfig, processes: Processes) -> None:
         )
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Raises InputError unless a folder of that name can be made, or replaced where that was asked for."""
+def check_output(output: Path, overwrite: bool, manifest: str = MANIFEST) -> None:
+    """Raises InputError unless a folder of that name can be made, or replaced where that was asked for.
+
+    `manifest` is the file in it by which it is known to be the output of the same command.
+    """
     if output.exists() or output.is_symlink():
         if not overwrite:
             raise InputError(f"{output} exists; add --overwrite to replace it, or choose another --output")
-        is_ours = output.is_dir() and not output.is_symlink() and ((output / MANIFEST).is_file() or not any(output.iterdir()))
+        is_ours = output.is_dir() and not output.is_symlink() and ((output / manifest).is_file() or not any(output.iterdir()))
         if not is_ours:
             raise InputError(f"{output} was not written by gopd-merge, so --overwrite will not delete it; choose another --output")
     parent = output.absolute().parent

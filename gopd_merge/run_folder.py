@@ -29,24 +29,36 @@ SCHEMA = 1
 def run_folder(
     config: MergeConfig, inputs: Inputs, resume: bool, environment: Mapping[str, Any], note: Callable[[str], None]
 ) -> Iterator[Path]:
-    """The folder of this run alone; on success it becomes `config.output`, whole, after everything reached the disk.
+    """The folder of this merge alone, see `working_folder`; what only a run that goes on needs is removed from it at the end."""
+    about = {"config": pin(config, inputs).model_dump(mode="json"), "settings": settings_of(config, inputs), "environment": environment}
+    with working_folder(config.output, config.overwrite, about, resume, note) as folder:
+        yield folder
+    tidy(config.output, config.keep_checkpoints)
+
+
+@contextmanager
+def working_folder(
+    output: Path, overwrite: bool, about: Mapping[str, Any], resume: bool, note: Callable[[str], None], manifest: str = MANIFEST
+) -> Iterator[Path]:
+    """The folder of this run alone; on success it becomes `output`, whole, after everything reached the disk.
 
     If the block raises, the output is as it was, and what was computed stays in OUTPUT.partial. With `resume` the run that is there goes
     on, if there is one; `note` is told where the machine is another than it began on.
-    Raises InputError where another run works there, or where there is one that this one does not go on with.
+
+    `about` holds the `config`, the `settings` that the result depends on, the `environment`, and the `command` where that is no
+    merge, which writes another `manifest`.
+    Raises InputError where another run works there, or one is there that this one does not go on with.
     """
-    output = config.output
-    check_output(output, config.overwrite)
+    check_output(output, overwrite, manifest)
     partial = partial_of(output)
     with alone(partial):
         if resume and (partial / RUN).is_file():
-            _take_up(partial, config, inputs, environment, note)
+            _take_up(partial, about, note)
         else:
-            check_unfinished(output, config.overwrite)
+            check_unfinished(output, overwrite)
             remove(partial, [path.name for path in partial.iterdir() if path.name != LOCK])
-            about = {"schema": SCHEMA, "version": __version__, "directory": os.path.relpath(Path.cwd(), partial.resolve())}
-            about |= {"config": pin(config, inputs).model_dump(mode="json"), "settings": settings_of(config, inputs)}
-            write_json(partial / RUN, about | {"environment": environment})
+            begun = {"schema": SCHEMA, "version": __version__, "directory": os.path.relpath(Path.cwd(), partial.resolve())}
+            write_json(partial / RUN, {**begun, **about})
         try:
             yield partial
         except BaseException:
@@ -54,13 +66,12 @@ def run_folder(
                 shutil.rmtree(partial)  # nothing was computed
             raise
         sync_all(partial)
-        check_output(output, config.overwrite)  # it may have appeared meanwhile
+        check_output(output, overwrite, manifest)  # it may have appeared meanwhile
         if output.exists():
             remove(output.parent, [output.name + REPLACED])
             output.rename(output.with_name(output.name + REPLACED))
         partial.rename(output)
         sync(output.absolute().parent)
-    tidy(output, config.keep_checkpoints)
 
 
 def tidy(output: Path, keep_checkpoints: bool) -> None:
@@ -69,17 +80,21 @@ def tidy(output: Path, keep_checkpoints: bool) -> None:
     remove(output.parent, [output.name + REPLACED])
 
 
-def is_complete(output: Path) -> bool:
+def is_complete(output: Path, manifest: str = MANIFEST) -> bool:
     """Whether a run ended there, and none is under way to replace it."""
-    return (output / MANIFEST).is_file() and not partial_of(output).exists()
+    return (output / manifest).is_file() and not partial_of(output).exists()
 
 
 def is_same(config: MergeConfig, inputs: Inputs) -> bool:
-    """Whether the run that is under way, or that ended there, is this one."""
-    folder = config.output if is_complete(config.output) else partial_of(config.output)
+    """Whether the merge that is under way, or that ended there, is this one."""
+    return has_settings(config.output, settings_of(config, inputs))
+
+
+def has_settings(output: Path, settings: Mapping[str, Any], manifest: str = MANIFEST) -> bool:
+    """Whether the run that is under way, or that ended there, is the one with these settings."""
+    path = output / manifest if is_complete(output, manifest) else partial_of(output) / RUN
     try:
-        known = json.loads((folder / (MANIFEST if folder == config.output else RUN)).read_text(encoding="utf-8"))
-        return not differences(known["settings"], _as_json(settings_of(config, inputs)))
+        return not differences(json.loads(path.read_text(encoding="utf-8"))["settings"], _as_json(settings))
     except (OSError, ValueError, LookupError):
         return False
 
@@ -104,7 +119,21 @@ def check_unfinished(output: Path, overwrite: bool) -> None:
     )
 
 
+def command_of(output: Path) -> str | None:
+    """The command whose run works or was stopped there, where that is no merge."""
+    try:
+        about = json.loads((partial_of(output) / RUN).read_text(encoding="utf-8"))
+        return str(about["command"]) if "command" in about else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def stored_config(output: Path) -> MergeConfig:
+    """The options of the merge that works or was stopped there. Raises InputError as `stored_options`."""
+    return make_config(stored_options(output))
+
+
+def stored_options(output: Path) -> dict[str, Any]:
     """The options of the run that works or was stopped there; the working directory becomes the one that it was started in.
 
     Raises InputError where there is none.
@@ -120,20 +149,20 @@ def stored_config(output: Path) -> MergeConfig:
         raise InputError(
             f"{partial}: cannot go on, the folder it was started in is not there ({error.strerror}); give its command again with --resume"
         ) from None
-    return make_config(about["config"] | {"output": os.path.relpath(output)})
+    return {**about["config"], "output": os.path.relpath(output)}
 
 
-def _take_up(partial: Path, config: MergeConfig, inputs: Inputs, environment: Mapping[str, Any], note: Callable[[str], None]) -> None:
+def _take_up(partial: Path, now: Mapping[str, Any], note: Callable[[str], None]) -> None:
     """Raises InputError unless it is the run that is there."""
     about = _read(partial)
-    if found := differences(about["settings"], _as_json(settings_of(config, inputs))):
+    if found := differences(about["settings"], _as_json(now["settings"])):
         raise InputError(
             f"{partial}: was begun with {', '.join(found)}; go on with what it was begun with, "
             "or give --overwrite without --resume to begin anew"
         )
     remove(partial, [path.name for path in partial.glob(".gopd-rollout-*")])  # of an engine that a kill left no time
-    write_json(partial / RUN, about | {"config": pin(config, inputs).model_dump(mode="json")})  # what may change counts from now on
-    if moved := differences(about["environment"], _as_json(environment)):
+    write_json(partial / RUN, about | {"config": now["config"]})  # what may change counts from now on
+    if moved := differences(about["environment"], _as_json(now["environment"])):
         note(f"it began with {', '.join(moved)}: what comes may differ by rounding from a run that was never stopped")
 
 

@@ -24,6 +24,7 @@ LEVEL = {
     "probe_config": 3.5,
     "halving": 2,
     "sweep_config": 3.5,
+    "train_config": 3,
     **dict.fromkeys(ROOMS, 4),
     "gathering": 4.5,
     "plan": 5,
@@ -37,6 +38,7 @@ LEVEL = {
     "casting": 7,
     "chat": 7,
     "distillation": 8,
+    "training": 8,
     "writing": 8.5,
     "comparison": 9,
     "scaling": 10,
@@ -80,11 +82,13 @@ WITHOUT_TORCH = (
     "server",
     "sweep_config",
     "tracking",
+    "train_config",
 )
 LIGHT = (
     *("experts.intake", "experts.base", "experts.decoder", "experts.token_counts"),
     *("distill.counted", "distill.counted_pass", "distill.ledger", "distill.methods", "distill.sizes"),
     *("evaluate.suites", "evaluate.items", "evaluate.rows"),
+    *("training.examples", "training.inputs", "training.isolated", "training.reading", "training.reward_worker", "training.rewards"),
 )
 
 

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from train_expert import TARGETS
+
 from gopd_merge.comparison.run import compare
 from gopd_merge.eval_config import EvalConfig
 
@@ -45,9 +47,21 @@ def command_of(folder: str, base: str, domain: str | None) -> str:
     made = json.loads((ADAPTERS / folder / "training.json").read_text())
     parts = [f"python adapters/recipe/{'train_expert' if domain else 'train_base'}.py"]
     parts += [f"--domain {domain} --base adapters/{base}"] if domain else []
-    options = {name: value for name, value in made.items() if name not in ("domain", "seconds", "reward_by_step", "loss", "torch")}
+    options, seconds = options_of(made)
     parts += [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
-    return f"\nMade in {made['seconds']} s on CPU by\n\n    {' '.join(parts)} --output adapters/{folder}\n"
+    return f"\nMade in {seconds} s on CPU by\n\n    {' '.join(parts)} --output adapters/{folder}\n"
+
+
+def options_of(made: dict) -> tuple[dict, int]:
+    """The options of the script that made it, and its seconds: of a manifest of train-expert, or of what a script of ours wrote itself."""
+    if "config" not in made:
+        return {name: value for name, value in made.items() if name not in ("domain", "seconds", "reward_by_step", "loss", "torch")}, made[
+            "seconds"
+        ]
+    config, student = made["config"], made["student"]
+    targets = next(name for name, kinds in TARGETS.items() if sorted(kinds.split(",")) == student["targets"])
+    options = {"rank": student["rank"], "targets": targets, "steps": config["steps"], "prompts_per_step": config["batch_size"]}
+    return options | {"learning_rate": config["learning_rate"], "seed": config["seed"]}, round(made["seconds"]["total"])
 
 
 def write_card(folder: str, about: str, base: str, domain: str | None, rows: list[str], table: dict) -> None:

@@ -25,16 +25,17 @@ HELP = """Merge LoRA experts of one base model into one adapter, by on-policy di
 
 # What is not the merge itself is imported when it is asked for: name, function, help.
 COMMANDS = (
-    ("resume", "merging:resume", "Go on with a merge that was stopped or killed, as it was begun."),
+    ("resume", "merging:resume", "Go on with a merge or a training that was stopped."),
     ("probe", "probing:probe", "Choose α on validation questions, without training."),
     ("sweep", "sweeping:sweep", "Choose α, learning rate, steps by short merges, then merge."),
     ("eval", "evaluating:evaluate", "Measure adapters on benchmarks, beside their base."),
-    ("compare", "evaluating:compare", "Measure a merge against its experts and tuned rivals: is it better?"),
+    ("compare", "evaluating:compare", "Is it better? A merge against experts and tuned rivals."),
     ("report", "evaluating:report", "Write what was measured as one page: verdict, scores, answers."),
     ("chat", "chatting:chat", "Talk to a merged adapter, beside its experts or the base."),
+    ("train-expert", "training:train_expert", "Make an expert: RLVR, SFT, DPO or SeqKD."),
     ("prompts", "prompting:prompts", "List known prompt data sets, or write what a merge would ask."),
     ("init", "starting:init", "Write a commented merge.yaml for these adapters."),
-    ("export", "using:export", "Write an adapter as GGUF for llama.cpp, or as one bfloat16 model."),
+    ("export", "using:export", "Write an adapter as GGUF, or as one bfloat16 model."),
     ("publish", "publishing:publish", "Put a merged adapter and its card on the Hub, in one commit."),
     ("inspect", "looking:inspect", "Show what adapters are, and whether they fit together."),
     ("doctor", "looking:doctor", "Show what this machine has for a merge, and what is missing."),

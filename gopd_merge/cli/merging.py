@@ -85,22 +85,26 @@ def merge(options: dict[str, Any]) -> None:
 def resume(
     output: str, *, json: Annotated[bool, Parameter(negative=())] = False, quiet: Annotated[bool, Parameter(negative=())] = False
 ) -> None:
-    """Go on with a merge that was stopped or killed, as it was begun.
+    """Go on with a merge, or the training of an expert, that was stopped or killed, as it was begun.
 
     Parameters
     ----------
     output
-        the folder that the merge was to be written to
+        the folder that it was to be written to
     json
         print the result as one JSON document
     quiet
         no progress, only the result
     """
+    from gopd_merge.cli import training
     from gopd_merge.disk import PARTIAL
     from gopd_merge.plan import check_processes, read_inputs
-    from gopd_merge.run_folder import is_complete, stored_config
+    from gopd_merge.run_folder import command_of, is_complete, stored_config
 
     folder = Path(output.rstrip("/").removesuffix(PARTIAL))
+    if command_of(folder) == training.COMMAND or is_complete(folder, training.MANIFEST):
+        training.resume(folder, json, quiet)
+        return
     if is_complete(folder):
         _print_complete(make_config(read_config_file(folder / MANIFEST) | {"output": folder}), json)
         return

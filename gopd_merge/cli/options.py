@@ -32,6 +32,8 @@ ESSENTIAL = {  # what --help shows of a merge, in a line each
 }
 NAMES = (
     "What to merge",
+    "What to train",
+    "Reward",
     "What to choose",
     "Prompts",
     "What to measure",

@@ -11,6 +11,7 @@ from typing import Any
 def quieten_libraries() -> None:
     """Their progress bars and notices would hide ours; their errors still come through."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", module="(transformers|peft|bitsandbytes|torch)")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gopd_merge.config import MergeConfig
 from gopd_merge.hub.public import public_name
@@ -12,6 +12,9 @@ from gopd_merge.report.document import Document
 from gopd_merge.report.lines import headline_of, is_share, lines_of
 from gopd_merge.report.text import escaped, markdown_text
 from gopd_merge.server import lora_room
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAPER = "arXiv 2602.12125"
@@ -43,33 +46,42 @@ class Place:
 
 def card_text(manifest: Mapping[str, Any], document: Document | None, place: Place) -> str:
     """Markdown with a YAML header, from the run's manifest and its results, if it was measured. Names no path of this machine."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(  # noqa: S701 - Markdown; what comes from elsewhere goes through `escaped` or `repr`
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters |= {"md": lambda value: escaped(str(value)), "py": lambda text: dumps(text, ensure_ascii=False)}
     config = MergeConfig.model_validate(manifest["config"])
     base, commit = place.base or (public_name(manifest["base"]["name"], manifest["base"]["commit"]), manifest["base"]["commit"])
-    return environment.get_template("card.md.jinja").render(
-        header=_header(base if commit else None, document, place, _datasets(manifest)),
-        place=place,
-        adapter=place.repo or "path/to/this/folder",
-        base=base,
-        commit=commit,
-        teacher_base=_name_of(manifest.get("teacher_base")),
-        nf4=manifest["base"]["quantization"] == "nf4",
-        precision=PRECISION[manifest["base"]["quantization"]],
-        rank=manifest["student"]["rank"],
-        room=lora_room(manifest["student"]["rank"]),
-        how=HOW[config.method].format(alpha=_alpha(config)),
-        experts=[_expert(domain, e) for domain, e in manifest["inputs"].items()],
-        recipe=list(_recipe(config, manifest)),
-        results=markdown_text(document).rstrip() if document else None,
-        limits=list(_limits(config, manifest, document)),
-        longest=min(LONGEST_ASKED, 4 * config.max_new_tokens),
-        paper=PAPER,
+    return (
+        environment()
+        .get_template("card.md.jinja")
+        .render(
+            header=_header(base if commit else None, document, place, _datasets(manifest)),
+            place=place,
+            adapter=place.repo or "path/to/this/folder",
+            base=base,
+            commit=commit,
+            teacher_base=_name_of(manifest.get("teacher_base")),
+            nf4=manifest["base"]["quantization"] == "nf4",
+            precision=PRECISION[manifest["base"]["quantization"]],
+            rank=manifest["student"]["rank"],
+            room=lora_room(manifest["student"]["rank"]),
+            how=HOW[config.method].format(alpha=_alpha(config)),
+            experts=[_expert(domain, e) for domain, e in manifest["inputs"].items()],
+            recipe=list(_recipe(config, manifest)),
+            results=markdown_text(document).rstrip() if document else None,
+            limits=list(_limits(config, manifest, document)),
+            longest=min(LONGEST_ASKED, 4 * config.max_new_tokens),
+            paper=PAPER,
+        )
     )
+
+
+def environment() -> "Environment":
+    """For the templates of cards: `md` escapes what comes from elsewhere, `py` makes a Python text of it."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    found = Environment(  # noqa: S701 - Markdown; what comes from elsewhere goes through `escaped` or `repr`
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    found.filters |= {"md": lambda value: escaped(str(value)), "py": lambda text: dumps(text, ensure_ascii=False)}
+    return found
 
 
 def _datasets(manifest: Mapping[str, Any]) -> list[str]:

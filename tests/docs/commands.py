@@ -12,6 +12,8 @@ from gopd_merge.config import MergeConfig, make_config
 from gopd_merge.options import checked, read_config_file
 from gopd_merge.plan import read_inputs
 from gopd_merge.sweep_config import SweepConfig
+from gopd_merge.train_config import TrainConfig
+from gopd_merge.training.inputs import read_training
 
 # The substitutions: with these options in place of the page's own a command takes seconds. All else of it stays as it is.
 SHORT = {
@@ -30,6 +32,7 @@ NOT_RUN = {
     "gopd-merge --experts math.lora code.lora --prompts math=catalogue:gsm8k": "needs the network, for the prompts",
     "gopd-merge sweep": "takes the time of several merges; tests/test_sweep.py runs it",
     "gopd-merge compare merged.lora --suite own,gsm8k,humaneval": "needs the network, for the questions",
+    "gopd-merge train-expert --base HuggingFaceTB/SmolLM2-135M-Instruct": "needs the Hub, for base and data",
     "gopd-merge publish": "needs the Hub; tests/hub publishes to one on loopback",
     "gopd-merge --experts you/math-code-lora@COMMIT": "needs the Hub, for the adapters",
     "gopd-merge chat": "talks; tests/test_chat.py does",
@@ -40,7 +43,7 @@ NOT_RUN = {
     "pip install": "needs the network",
     "make": "makes the environment that the tests run in",
 }
-SHELL = ("export", "head", "sed", "ls")
+SHELL = ("export", "head", "sed", "ls", "cat")
 
 
 def lines(block: str) -> list[str]:
@@ -61,6 +64,9 @@ def obey(line: str, page: str) -> str:
         return "run"
     assert words[0] == "gopd-merge", f"{line}: neither a command of ours nor one that is named here"
     command = "merge" if words[1].startswith("-") else words[1]
+    if command == "train-expert":  # tests/training runs every recipe
+        read_training(checked(TrainConfig, options_of(words[1:], TrainConfig)))
+        return "checked"
     if (command == "merge" and page not in RUN) or (command == "plan" and page not in PLANNED):
         read_inputs(make_config(merge_options(words[1:]) | {"eval": False}))
         return "checked"
@@ -81,10 +87,15 @@ def shortened(words: list[str], options: list[str]) -> list[str]:
     return [*kept, *options]
 
 
+def options_of(words: list[str], config: type) -> dict:
+    """Those of a config, of a command's words."""
+    _, bound, _ = build_app().parse_args(words, exit_on_error=False, print_error=False)
+    return {name: value for name, value in bound.kwargs.items() if name in config.model_fields or name == "config"}
+
+
 def merge_options(words: list[str]) -> dict:
     """What the command line makes of a merge's flags, and of the file that --config names."""
-    _, bound, _ = build_app().parse_args(words, exit_on_error=False, print_error=False)
-    options = {name: value for name, value in bound.kwargs.items() if name in MergeConfig.model_fields or name == "config"}
+    options = options_of(words, MergeConfig)
     file = options.pop("config", None)
     return (read_config_file(Path(file)) if file else {}) | options
 
