@@ -57,12 +57,16 @@ def synthetic_table() -> list[str]:
         return []
     document = json.loads(path.read_text())
     domains = [row["domain"] for row in document["purity"]]
-    lines = [
-        f"On the embedded default, merges on {document['prompts']:,} prompts a domain, {len(document['seeds'])} seeds: accuracy in "
-        "per cent with 95 % intervals over questions, and the paired difference from real prompts in points (* where Holm's test finds "
-        "one).\n",
-        f"| prompts | {' | '.join(f'{d} (%) | difference' for d in domains)} | n |\n|---|{'--:|--:|' * len(domains)}--:|",
-    ]
+    lines = (
+        []
+        if not document["rows"]
+        else [
+            f"On the embedded default, merges on {document['prompts']:,} prompts a domain, {len(document['seeds'])} seeds: accuracy in "
+            "per cent with 95 % intervals over questions, and the paired difference from real prompts in points (* where Holm's test finds "
+            "one).\n",
+            f"| prompts | {' | '.join(f'{d} (%) | difference' for d in domains)} | n |\n|---|{'--:|--:|' * len(domains)}--:|",
+        ]
+    )
     for row in document["rows"]:
         cells = []
         for domain in domains:

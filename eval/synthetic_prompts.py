@@ -25,7 +25,7 @@ from gopd_merge.casting import load_backbone
 from gopd_merge.comparison.measuring import result, scores
 from gopd_merge.comparison.training import train_on
 from gopd_merge.config import MergeConfig, make_config
-from gopd_merge.disk import read_json_lines, write_json_lines
+from gopd_merge.disk import partial_of, read_json_lines, write_json_lines
 from gopd_merge.evaluate.statistics import paired, with_holm
 from gopd_merge.plan import MANIFEST, read_inputs
 from gopd_merge.prompts.synthesis import FAINTLY, OTHERS
@@ -34,7 +34,6 @@ from gopd_merge.report.progress import Silent
 OUTPUT = Path("eval/results/synthetic_prompts.json")
 PROMPTS, QUESTIONS = 500, 1000  # of each domain
 REAL, WRITTEN, UNSIFTED = "own prompts", "written by the experts", "written, of any domain"
-AGAINST = {WRITTEN: REAL, UNSIFTED: REAL}
 
 
 def folder_of(work: Path, name: str, seed: int) -> Path:
@@ -47,8 +46,8 @@ def is_of(domain: str, prompt: str) -> bool:
 
 
 def written(folder: Path, domain: str) -> tuple[list[dict], list[dict]]:
-    """What the expert wrote: kept, and left out."""
-    place = folder / "prompts" / "synth"
+    """What the expert wrote: kept, and left out. Nothing where it has not written yet."""
+    place = (folder if folder.is_dir() else partial_of(folder)) / "prompts" / "synth"
     return read_json_lines(place / f"{domain}.jsonl"), read_json_lines(place / f"{domain}.left_out.jsonl")
 
 
@@ -76,7 +75,7 @@ def run(work: Path, seeds: list[int], seconds: float) -> None:
             if time.monotonic() > until:
                 sys.exit("not all is measured yet; give the command again")
             config = config_of(work, name, seed)
-            if len(list((work / "evaluation" / config.output.name / "answers").glob("*.jsonl"))) == len(EXPERTS):
+            if is_done(work, name, seed):
                 continue
             inputs = read_inputs(config)
             backbone = backbone or load_backbone(config, inputs)
@@ -89,11 +88,13 @@ def run(work: Path, seeds: list[int], seconds: float) -> None:
 
 
 def purity(work: Path, seeds: list[int]) -> list[dict[str, Any]]:
-    """What share of the prompts is of the expert's domain: as written, by their own log-ratio, and as kept."""
+    """What share of the prompts is of the expert's domain: as written, by their own log-ratio, and as kept; of what is written so far."""
     rows = []
     for domain in EXPERTS:
         both = [written(folder_of(work, WRITTEN, seed), domain) for seed in seeds]
         kept, left_out = ([row for one in both for row in one[side]] for side in (0, 1))
+        if not kept:
+            continue
         measured = [row for row in [*kept, *left_out] if "kl" in row]
         likelier = [row for row in measured if row["log_ratio"] > 0]
         shares = {
@@ -105,31 +106,41 @@ def purity(work: Path, seeds: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def summarise(work: Path, seeds: list[int]) -> dict[str, Any]:
+def is_done(work: Path, name: str, seed: int) -> bool:
+    return len(list((work / "evaluation" / folder_of(work, name, seed).name / "answers").glob("*.jsonl"))) == len(EXPERTS)
+
+
+def summarise(work: Path, wanted: list[int]) -> dict[str, Any]:
+    """Over the seeds of which real and written prompts were both measured."""
+    seeds = [seed for seed in wanted if is_done(work, REAL, seed) and is_done(work, WRITTEN, seed)]
+    if not seeds:
+        return {"seeds": [], "rows": [], "comparisons": [], "purity": purity(work, wanted)}
+    names = [REAL, WRITTEN, *([UNSIFTED] if all(is_done(work, UNSIFTED, seed) for seed in seeds) else [])]
     config = make_config({"experts": EXPERTS, "eval": False})
     questions = questions_of(config, QUESTIONS)
-    found = {n: [answers_of(work, folder_of(work, n, s), None, config, QUESTIONS) for s in seeds] for n in (REAL, WRITTEN, UNSIFTED)}
+    found = {n: [answers_of(work, folder_of(work, n, s), None, config, QUESTIONS) for s in seeds] for n in names}
     compared = [
         paired(
             scores(found[name], benchmark),
-            scores(found[rival], benchmark),
+            scores(found[REAL], benchmark),
             suite=benchmark.suite.name,
             domain=benchmark.domain,
             method=name,
-            rival=rival,
+            rival=REAL,
             rival_is="real prompts",
         )
-        for name, rival in AGAINST.items()
+        for name in names[1:]
         for benchmark in questions
     ]
-    rows = [{"name": name, "results": [asdict(result(found[name], b, 0)) for b in questions]} for name in found]
-    return {"rows": rows, "comparisons": [asdict(c) for c in with_holm(compared)], "purity": purity(work, seeds)}
+    rows = [{"name": name, "results": [asdict(result(found[name], b, 0)) for b in questions]} for name in names]
+    return {"seeds": seeds, "rows": rows, "comparisons": [asdict(c) for c in with_holm(compared)], "purity": purity(work, wanted)}
 
 
-def main(work: Path, seeds: list[int], seconds: float) -> None:
+def main(work: Path, seeds: list[int], seconds: float, summary: bool) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    run(work, seeds, seconds)
-    document = {"schema": 1, "command": "python eval/synthetic_prompts.py", "seeds": seeds, "prompts": PROMPTS, **summarise(work, seeds)}
+    if not summary:
+        run(work, seeds, seconds)
+    document = {"schema": 1, "command": " ".join(["python", *sys.argv]), "prompts": PROMPTS, **summarise(work, seeds)}
     OUTPUT.write_text(json.dumps(document | {"environment": environment(torch.device("cpu"))}, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -138,4 +149,5 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, default=Path("eval/work/synthetic"))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further merge after so many")
+    parser.add_argument("--summary", action="store_true", help="only write the document of what is there")
     main(**vars(parser.parse_args()))

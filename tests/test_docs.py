@@ -177,7 +177,7 @@ def test_what_the_method_page_says_is_refused_is_refused_in_one_line(heading):
 def test_another_command_of_the_method_page_has_options_that_exist(line, here, capsys):
     if line.startswith("gopd-merge plan"):
         assert main(shlex.split(line)[1:]) == 0
-        assert "code: 200, asked " in capsys.readouterr().out
+        assert "code: 200 of few.jsonl, asked " in capsys.readouterr().out
     else:
         command, bound, _ = build_app().parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
         assert command.__name__ in ("probe", "sweep")

@@ -18,6 +18,7 @@ from gopd_merge.prompts.sources import Origin, Prompt, PromptSet
 from gopd_merge.prompts.synthesis import OTHERS
 from gopd_merge.report.progress import Silent
 
+FEW = {"prompts": ["math=synth"], "synth_prompts": 8, "batch_size": 8}
 SIZES = {"batch_size": 32, "max_new_tokens": 24, "quantize": "none", "eval": False}
 
 
@@ -68,17 +69,17 @@ def test_experts_write_prompts_of_their_own_domain_though_they_write_of_both(wri
 
 
 def test_prompts_are_written_once_and_the_same_ones_again_from_the_same_seed(written, tmp_path, monkeypatch):
-    first, _ = written()
+    first, _ = written(**FEW)
     with monkeypatch.context() as patch:
         patch.setattr(writing, "write", None)  # nobody may write now
-        again, _ = written()
+        again, _ = written(**FEW)
     assert again.prompts == first.prompts
     for path in (tmp_path / "prompts" / "synth").iterdir():
         path.unlink()
-    assert written()[0].prompts == first.prompts
+    assert written(**FEW)[0].prompts == first.prompts
     for path in (tmp_path / "prompts" / "synth").iterdir():
         path.unlink()
-    assert written(seed=1)[0].prompts != first.prompts
+    assert written(**FEW, seed=1)[0].prompts != first.prompts
 
 
 def test_too_few_prompts_is_an_error_that_counts_by_reason_and_says_what_to_do(written):
@@ -127,7 +128,7 @@ def test_the_departure_is_the_mean_kl_of_expert_and_base_by_an_independent_calcu
 
 
 def test_a_merge_on_written_prompts_goes_on_to_the_same_bytes_and_says_where_they_came_from(merge_until, tmp_path):
-    options = {"prompts": {"*": "synth"}, "synth_prompts": 8}
+    options = {"prompts": {"math": "synth"}, "synth_prompts": 4}
     merge_until(**options, output=tmp_path / "whole.lora")
     merge_until(stop=2, **options)
     kept = (tmp_path / "out.lora.partial" / "prompts" / "synth" / "math.jsonl").read_bytes()
@@ -136,10 +137,10 @@ def test_a_merge_on_written_prompts_goes_on_to_the_same_bytes_and_says_where_the
     assert weights[0] == weights[1]
     assert (tmp_path / "out.lora" / "prompts" / "synth" / "math.jsonl").read_bytes() == kept
     manifest = json.loads((tmp_path / "out.lora" / "merge.json").read_text())
-    assert manifest["inputs"]["math"]["prompts"] == 8
+    assert manifest["inputs"]["math"]["prompts"] == 4
     assert manifest["inputs"]["math"]["prompt_source"]["source"] == "synth"
     assert sum(manifest["inputs"]["math"]["prompt_source"]["dropped"].values()) > 0
-    assert manifest["config"]["prompts"] == {"math": "synth", "code": "synth"}
+    assert manifest["config"]["prompts"] == {"math": "synth"}
 
 
 def test_prompts_longer_than_the_context_are_dropped_and_counted_and_all_of_them_is_an_error(adapters, tmp_path):
@@ -154,15 +155,17 @@ def test_prompts_longer_than_the_context_are_dropped_and_counted_and_all_of_them
 
 
 def test_prompts_of_an_evaluation_suite_are_dropped_and_counted_and_all_of_them_is_an_error(adapters, tmp_path):
-    test = [json.loads(line)["prompt"] for line in (adapters / "math.lora" / "prompts" / "test.jsonl").read_text().splitlines()[:3]]
-    path = lines(tmp_path / "a.jsonl", [*test, "Name a colour of the rainbow that begins with a vowel."])
-    inputs = read_inputs(config_of(adapters, prompts=[f"math={path}"], decontaminate="own"))
+    test = (adapters / "math.lora" / "prompts" / "test.jsonl").read_text().splitlines()[:3]
+    (tmp_path / "sums.jsonl").write_text("\n".join(test) + "\n")  # a suite of the user's own
+    questions, suite = [json.loads(line)["prompt"] for line in test], f"math={tmp_path / 'sums.jsonl'}"
+    path = lines(tmp_path / "a.jsonl", [*questions, "Name a colour of the rainbow that begins with a vowel."])
+    inputs = read_inputs(config_of(adapters, prompts=[f"math={path}"], decontaminate=suite))
     math = next(source for source in inputs.prompts if source.domain == "math")
     assert [prompt.prompt[:4] for prompt in math.prompts] == ["Name"]
     assert list(math.origin.dropped.values()) == [3]
-    assert any("3 in own" in note for note in inputs.notes)
-    with pytest.raises(InputError, match=r"math: all 3 prompts of .* are in own"):
-        read_inputs(config_of(adapters, prompts=[f"math={lines(tmp_path / 'b.jsonl', test)}"], decontaminate="own"))
+    assert any("3 of 4 prompts left out: 3 in sums.jsonl" in note for note in inputs.notes)
+    with pytest.raises(InputError, match=r"math: all 3 prompts of .* are in sums\.jsonl"):
+        read_inputs(config_of(adapters, prompts=[f"math={lines(tmp_path / 'b.jsonl', questions)}"], decontaminate=suite))
     kept = read_inputs(config_of(adapters, prompts=[f"math={path}"]))  # the control
     assert next(source.size for source in kept.prompts if source.domain == "math") == 4
 

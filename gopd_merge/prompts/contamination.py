@@ -30,20 +30,24 @@ class Suspects:
         self._whole = {tuple(one) for one in words}
         self._short = {one for one in self._whole if SHORTEST <= len(one) < self.n}
         self._lengths = sorted({len(one) for one in self._short})
-        self._pieces = {
-            length: {run for one in self._whole for run in _runs(one, length)} for length in range(SHORTEST, self.n)
-        }  # for prompts that are shorter than a run
+        self._pieces: dict[int, set[Run]] = {}  # by length, as they are asked for
 
     def holds(self, prompt: str) -> bool:
         """Whether a prompt is one of the questions, or shares a run with one."""
         words = _words(prompt)
         if not words:
             return False
-        if tuple(words) in self._whole or (len(words) in self._pieces and tuple(words) in self._pieces[len(words)]):
+        if tuple(words) in self._whole or (SHORTEST <= len(words) < self.n and tuple(words) in self._pieces_of(len(words))):
             return True
         if any(run in self._runs for run in _runs(words, self.n)):
             return True
         return any(run in self._short for length in self._lengths for run in _runs(words, length))
+
+    def _pieces_of(self, length: int) -> set[Run]:
+        """All runs of so many words, for prompts that are shorter than n."""
+        if length not in self._pieces:
+            self._pieces[length] = {run for one in self._whole for run in _runs(one, length)}
+        return self._pieces[length]
 
 
 def _words(text: str) -> list[str]:

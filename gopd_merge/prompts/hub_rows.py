@@ -1,5 +1,6 @@
 """Rows of a data set on the Hub through `datasets`: a small one from its cache, of a large one no more than is wanted, streamed."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -40,8 +41,11 @@ def read_dataset(source: DatasetSource, limit: int | None) -> HubRows:
         problem, remedy = _problem(source, error)
         raise InputError(f"{source}: {problem}; {remedy}") from None
     commit = builder.hash if COMMIT.fullmatch(str(builder.hash)) else None
-    if source.revision and COMMIT.fullmatch(source.revision) and commit != source.revision:  # offline, `datasets` takes whatever it has
-        raise InputError(f"{source}: the cache has {source.repo} at {commit}; connect to the Hub, or name that revision")
+    if source.revision and COMMIT.fullmatch(source.revision) and commit != source.revision:  # offline, `datasets` takes what came last
+        builder, there = _cached(source, builder.config.name), commit
+        commit = source.revision
+        if not os.path.isdir(builder.cache_dir):
+            raise InputError(f"{source}: the cache has {source.repo} at {there}; connect to the Hub, or name that revision")
     found = replace(source, parts=_parts(source, builder), revision=commit or source.revision)
     files = builder.config.data_files or {}
     sizes = accumulate(_bytes(path) for part in found.parts for path in files.get(part.split, ()))
@@ -53,6 +57,14 @@ def read_dataset(source: DatasetSource, limit: int | None) -> HubRows:
     except Exception as error:
         raise InputError(f"{source}: its rows could not be read ({_cause(error)}); connect to the Hub, or name a file instead") from None
     return HubRows(tuple(rows), found, _licence(source.repo, found.revision), streamed)
+
+
+def _cached(source: DatasetSource, config: str) -> Any:
+    """What the cache has, or not, of the very revision."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    name = source.repo.partition("/")[2]
+    return Cache(repo_id=source.repo, dataset_name=name, config_name=config, version="0.0.0", hash=source.revision)
 
 
 def _kept(builder: Any, source: DatasetSource, limit: int | None) -> Iterator[Row]:
@@ -118,7 +130,7 @@ def _problem(source: DatasetSource, error: Exception) -> tuple[str, str]:
     """What is wrong with a data set that cannot be looked at, and what to do."""
     text = str(error)
     if "Config name is missing" in text or "BuilderConfig" in text:
-        configs = re.findall(r"'([^']+)'", text.partition("vailable")[2])
+        configs = re.findall(r"'([^']+)'", text.partition("[")[2].partition("]")[0])
         example = replace(source, config=configs[0] if configs else "CONFIG")
         said = f"has no configuration {source.config}" if source.config else "has several configurations"
         return f"{said}; it has {', '.join(configs)}", f"write for instance {example}"

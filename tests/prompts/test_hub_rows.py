@@ -116,11 +116,11 @@ def test_a_data_set_is_read_at_its_commit_streamed_or_kept_and_again_without_a_n
     assert range_[0] == [*whole[0][990:995], "Test?"]
 
     before = len(hub.requests)
-    again, gone = read(
-        ["you/sums:main/train#question", 10, SMALL], [f"you/sums:main/train@{old[:-1] + 'x'}#question", None, SMALL], offline=True
-    )
+    sources = [f"you/sums:main/train@{commit}#question" for commit in (new, old, "0" * 40)]
+    again, at_old_again, gone = read(*([source, 10, SMALL] for source in sources), offline=True)
     assert again == part
-    assert isinstance(gone, str)
+    assert at_old_again == at_old
+    assert f"the cache has you/sums at {old}" in gone  # not taken for the other
     assert len(hub.requests) == before
 
 
