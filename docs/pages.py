@@ -30,8 +30,14 @@ CONFIGS = {
     "eval": EvalConfig,
     "compare": CompareConfig,
     "train-expert": TrainConfig,
+    "prompts": MergeConfig,
 }
-INHERITED = {"plan": "", "sweep": "", "compare": "eval"}  # commands that take all options of another one, and some of their own
+INHERITED = {
+    "plan": "",
+    "prompts": "",
+    "sweep": "",
+    "compare": "eval",
+}  # commands that take all options of another one, and some of their own
 MARK = "<!-- options -->"  # of reference.md, where they go
 BOUNDS = {"ge": "{:,} or more", "gt": "above {:,}", "le": "at most {:,}", "lt": "below {:,}"}
 KINDS = {int: "whole number", float: "number", bool: "switch", str: "text", Path: "path", ByteSize: "amount, such as 24GB"}
