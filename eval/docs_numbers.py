@@ -76,7 +76,8 @@ def synthetic_table() -> list[str]:
             cells.append(_difference(compared[0]) if compared else "–")
         lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['results'][0]['n']:,} |")
     lines += [
-        "\nShare of prompts that are of the expert's own domain (by their form, which is known here), in per cent:\n",
+        *([""] if lines else []),
+        "Share of prompts that are of the expert's own domain (by their form, which is known here), in per cent:\n",
         "| expert | all that it wrote | those likelier under it than under the base | those that were kept | written | kept |\n"
         "|---|--:|--:|--:|--:|--:|",
     ]

@@ -19,6 +19,11 @@ REFUSED = [
     ({"method": "opd", "alpha": 2}, ["--method opd", "--alpha 2"], [{"alpha": GONE}, {"alpha": 1}]),
     ({"method": "seqkd", "alpha": "auto"}, ["--method seqkd", "--alpha auto"], [{"alpha": GONE}, {"alpha": 1}]),
     ({"method": "sft", "alpha": {"math": 1, "code": 2}}, ["--method sft", "--alpha"], [{"alpha": GONE}, {"alpha": 1}]),
+    (
+        {"method": "sft", "prompts": {"math": "synth", "code": "code.jsonl"}},
+        ["--method sft", "--prompts synth"],
+        [{"prompts": GONE}, {"prompts": {"math": "math.jsonl"}}],
+    ),
     ({"method": "seqkd", "estimator": "sampled"}, ["--method seqkd", "--estimator sampled"], [{"estimator": GONE}]),
     ({"method": "sft", "reference": "teacher"}, ["--method sft", "--reference"], [{"reference": GONE}]),
     ({"method": "sft", "kl_reference": "base"}, ["--method sft", "--kl-reference"], [{"kl_reference": GONE}]),

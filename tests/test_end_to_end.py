@@ -145,13 +145,13 @@ def test_an_adapter_that_reads_back_differently_is_not_published(adapters, tmp_p
     assert not (tmp_path / "out.lora.partial" / "merge.json").exists()
 
 
-def test_a_prompt_longer_than_the_context_is_refused_before_any_step(adapters, tmp_path, run_cli):
-    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "1 + 1"}) + "\n" + json.dumps({"prompt": "1 + " * 400}) + "\n")
+def test_prompts_that_are_all_longer_than_the_context_are_refused_before_any_step(adapters, tmp_path, run_cli):
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps({"prompt": f"{n} + " * 400}) + "\n" for n in (1, 2)))
     experts = [adapters / "math.lora", adapters / "code.lora"]
     done = run_cli("--experts", *experts, "--prompts", "math=long.jsonl", "--no-eval", "--quiet", *SHORT)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "prompt 2 of math" in line
+    assert "math: all 2 prompts of" in line
     assert "context of 512" in line
     assert sorted(p.name for p in tmp_path.iterdir()) == ["long.jsonl"]
 

@@ -252,6 +252,8 @@ def test_by_the_command_line_from_the_server_to_an_adapter(command, server, tmp_
     assert "note     math: not measured, its expert is behind a server" in err
     manifest = json.loads((tmp_path / "merged.lora" / "merge.json").read_text())
     assert list(manifest["inputs"]) == ["code", "math"]
+    source = manifest["inputs"]["math"].pop("prompt_source")
+    assert (source["read"], source["dropped"], source["source"].endswith("math.lora/prompts/train.jsonl")) == (2000, {}, True)
     assert manifest["inputs"]["math"] == {
         "name": f"{server.url}#math", "commit": None, "sha256": None, "rank": None, "targets": [], "warnings": [], "licence": None,
         "prompts": 2000,

@@ -23,7 +23,7 @@ from gopd_merge.stopping import undisturbed
 from gopd_merge.train_config import TrainConfig
 from gopd_merge.training.inputs import TrainingInputs
 from gopd_merge.training.reading import Example
-from gopd_merge.training.rewards import Rewards, constant, constant_text
+from gopd_merge.training.rewards import Rewards, constant, nothing_to_learn
 from gopd_merge.training.scoring import Score, Validator
 from gopd_merge.usage import Clock, peak_memory
 
@@ -164,13 +164,10 @@ class Course(TrainerCallback):  # type: ignore[misc] # Transformers is not typed
         self._rewarded = {"reward_failures": dict(failed)} if failed else {}
         if self._signal.is_idle(rewards, self._config.generations):
             if not self._signal.has_learned:
-                raise GopdError(f"step {self.step + 1}: for {IDLE} steps {self._idle_text(rewards)}")
+                problem, remedy = nothing_to_learn(constant(rewards), IDLE * len(rewards))
+                raise GopdError(f"step {self.step + 1}: for {IDLE} steps {problem}; {remedy}")
             self.stopped = f"for {IDLE} steps all answers to a prompt had the same reward; nothing is left to learn from them"
         return rewards
-
-    def _idle_text(self, rewards: Sequence[float]) -> str:
-        value = constant(rewards)
-        return constant_text(value, IDLE * len(rewards)) if value is not None else "all answers to a prompt had the same reward"
 
     # --- called by the trainer ---
 

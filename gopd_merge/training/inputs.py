@@ -71,7 +71,7 @@ class TrainingInputs:
 
 def read_training(config: TrainConfig) -> TrainingInputs:
     """Raises InputError for whatever the training would refuse and can be seen without the tokenizer."""
-    check_installed()
+    check_installed(config)
     data = read_data(config)
     if data.recipe == "rlvr":
         check_rewards(config, [example for found in data.splits.values() for example in found])
@@ -87,10 +87,10 @@ def read_training(config: TrainConfig) -> TrainingInputs:
     return TrainingInputs(data, base, data.splits, start, teacher, rank, tuple(sorted(targets)), {})
 
 
-def check_installed() -> None:
+def check_installed(config: TrainConfig) -> None:
     """Raises InputError where trl is missing."""
     if importlib.util.find_spec("trl") is None:
-        raise InputError("train-expert: needs trl, which is not installed; give: pip install 'gopd-merge[train]'")
+        raise InputError(f"--output {config.output}: train-expert needs trl, which is missing; give pip install 'gopd-merge[train]' first")
 
 
 def without_long(inputs: TrainingInputs, lengths: Mapping[str, list[int]], room: int | None) -> TrainingInputs:

@@ -87,16 +87,19 @@ def constant(rewards: Sequence[float]) -> float | None:
     return rewards[0] if rewards and all(math.isclose(r, rewards[0], rel_tol=1e-9, abs_tol=1e-12) for r in rewards) else None
 
 
-def constant_text(value: float, count: int) -> str:
-    """What to do about rewards that are all alike."""
+def nothing_to_learn(value: float | None, count: int) -> tuple[str, str]:
+    """What is wrong where all `count` answers are worth `value`, or where those to each prompt are alike, and what to do."""
+    if value is None:
+        return "all answers to a prompt had the same reward", "raise --generations, or give a finer reward"
     if value == 0:
         return (
-            f"all of {count} answers are rewarded with 0: the base never gets it right, so there is nothing to reinforce. Look at its "
-            "answers (gopd-merge chat), train it by --recipe sft first and give that as --start, take easier data, or correct the reward"
+            f"all of {count} answers are rewarded with 0: the base never gets it right, so there is nothing to reinforce",
+            "look at its answers (gopd-merge chat), train it by --recipe sft first and give that as --start, take easier data, or correct "
+            "the reward",
         )
     if value == 1:
-        return f"all of {count} answers are rewarded with 1: there is nothing left to learn here. Take harder data, or a stricter reward"
-    return f"all of {count} answers have the same reward, {value:g}, so none is better than another; correct the reward"
+        return f"all of {count} answers are rewarded with 1: there is nothing left to learn here", "take harder data, or a stricter reward"
+    return f"all of {count} answers have the same reward, {value:g}, so none is better than another", "correct the reward"
 
 
 def _listed(failed: Counter[str]) -> str:

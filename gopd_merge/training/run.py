@@ -28,7 +28,7 @@ from gopd_merge.training.examples import digest, write_prompts
 from gopd_merge.training.inputs import TRAINING, TrainingInputs, read_training
 from gopd_merge.training.planning import fitting
 from gopd_merge.training.recipes import learning_rate, make_trainer, optimizer_of, reference_role
-from gopd_merge.training.rewards import Rewards, constant, constant_text
+from gopd_merge.training.rewards import Rewards, constant, nothing_to_learn
 from gopd_merge.training.scoring import Validator, sampled
 from gopd_merge.training.teacher import ANSWERS, taught
 from gopd_merge.usage import Clock, peak_memory
@@ -142,7 +142,8 @@ def look_at_rewards(backbone: Backbone, config: TrainConfig, inputs: TrainingInp
         texts = sampled(backbone, STUDENT, [e.prompt for e in examples[part]], seeds[part], config)
         found += rewards.of(examples[part], texts)
     if (value := constant(found)) is not None:
-        raise InputError(f"{', '.join(config.data)}: {constant_text(value, len(found))}")
+        problem, remedy = nothing_to_learn(value, len(found))
+        raise InputError(f"{', '.join(config.data)}: {problem}; {remedy}")
 
 
 def finish(
