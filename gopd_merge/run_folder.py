@@ -5,6 +5,7 @@ It becomes OUTPUT by one rename. What only a run that goes on needs is removed a
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -103,6 +104,14 @@ def saved_steps(output: Path) -> list[int]:
     """The steps of which the run has a checkpoint, whole or not, in order."""
     names = [path.name.removeprefix("step-") for path in (partial_of(output) / CHECKPOINTS).glob("step-*")]
     return sorted(int(name) for name in names if name.isdigit())
+
+
+def kept(output: Path) -> str:
+    """What a run that failed left, and how to go on."""
+    steps = saved_steps(output)
+    if not steps:
+        return f"no step is saved; {output} was not touched"
+    return f"step {steps[-1]} is saved, go on with: gopd-merge resume {shlex.quote(str(output))}"
 
 
 def check_unfinished(output: Path, overwrite: bool) -> None:

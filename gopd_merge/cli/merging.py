@@ -123,15 +123,16 @@ def _run(config: MergeConfig, inputs: "Inputs", resume: bool, as_json: bool, qui
     from gopd_merge.distill.engines import EngineError
     from gopd_merge.distill.remote import TeacherError
     from gopd_merge.report.progress import Progress, Silent
+    from gopd_merge.run_folder import kept
 
     output, processes = config.output, launched()
     with Silent() if quiet or not processes.is_first else Progress() as listener:
         try:
             result = pipeline.merge(config, listener, inputs, resume=resume)
         except OSError as error:
-            raise GopdError(f"{error.filename or output}: {error.strerror or error}; {_kept(output)}") from error
+            raise GopdError(f"{error.filename or output}: {error.strerror or error}; {kept(output)}") from error
         except (EngineError, TeacherError, ProcessLost) as error:
-            raise GopdError(f"{error}; {_kept(output)}") from None
+            raise GopdError(f"{error}; {kept(output)}") from None
         except Interrupted as error:
             raise Interrupted(_stopped(output, processes.count > 1), error.exit_code - 128) from None
     if not processes.is_first:
@@ -174,16 +175,6 @@ def _stopped(output: Path, launched: bool) -> str:
     done = len(read_json_lines(partial_of(output) / "metrics.jsonl"))
     saved = "everything is saved" if done == (steps[-1] if steps else 0) else f"step {steps[-1] if steps else 0} is saved"
     return f"{by} at step {done}; {saved}. Go on with: gopd-merge resume {shlex.quote(str(output))}"
-
-
-def _kept(output: Path) -> str:
-    """What a run that failed left, and how to go on."""
-    from gopd_merge.run_folder import saved_steps
-
-    steps = saved_steps(output)
-    if not steps:
-        return f"no step is saved; {output} was not touched"
-    return f"step {steps[-1]} is saved, go on with: gopd-merge resume {shlex.quote(str(output))}"
 
 
 def summary(result: "MergeResult", config: MergeConfig) -> str:

@@ -69,6 +69,7 @@ def run(config: TrainConfig, inputs: "TrainingInputs", resume: bool, as_json: bo
     stop_on_signals()
     import_libraries()
     from gopd_merge.report.training_progress import SilentTraining, TrainingProgress, score_text
+    from gopd_merge.run_folder import kept
     from gopd_merge.training.run import train_expert as train
 
     output = config.output
@@ -76,7 +77,7 @@ def run(config: TrainConfig, inputs: "TrainingInputs", resume: bool, as_json: bo
         try:
             result = train(config, listener, inputs, resume)
         except OSError as error:
-            raise GopdError(f"{error.filename or output}: {error.strerror or error}; {_kept(output)}") from error
+            raise GopdError(f"{error.filename or output}: {error.strerror or error}; {kept(output)}") from error
         except Interrupted as error:
             raise Interrupted(_stopped(output), error.exit_code - 128) from None
     document = result.document
@@ -117,13 +118,3 @@ def _stopped(output: Path) -> str:
     if not partial_of(output).exists():
         return "stopped before anything was computed"
     return f"stopped at step {steps[-1] if steps else 0}; everything is saved. Go on with: gopd-merge resume {shlex.quote(str(output))}"
-
-
-def _kept(output: Path) -> str:
-    """What a run that failed left, and how to go on."""
-    from gopd_merge.run_folder import saved_steps
-
-    steps = saved_steps(output)
-    if not steps:
-        return f"no step is saved; {output} was not touched"
-    return f"step {steps[-1]} is saved, go on with: gopd-merge resume {shlex.quote(str(output))}"

@@ -29,7 +29,7 @@ from gopd_merge.training.inputs import TRAINING, TrainingInputs, read_training
 from gopd_merge.training.planning import fitting
 from gopd_merge.training.recipes import learning_rate, make_trainer, optimizer_of, reference_role
 from gopd_merge.training.rewards import Rewards, constant, nothing_to_learn
-from gopd_merge.training.scoring import Validator, sampled
+from gopd_merge.training.scoring import ROWS, Validator, sampled
 from gopd_merge.training.teacher import ANSWERS, taught
 from gopd_merge.usage import Clock, peak_memory
 
@@ -137,8 +137,8 @@ def look_at_rewards(backbone: Backbone, config: TrainConfig, inputs: TrainingInp
     examples = [example for example in inputs.splits["train"][:SAMPLE] for _ in range(config.generations)]
     seeds = row_seeds(config.seed, "sample", count=len(examples))
     found: list[float] = []
-    for start in range(0, len(examples), 64):
-        part = slice(start, start + 64)
+    for start in range(0, len(examples), ROWS):
+        part = slice(start, start + ROWS)
         texts = sampled(backbone, STUDENT, [e.prompt for e in examples[part]], seeds[part], config)
         found += rewards.of(examples[part], texts)
     if (value := constant(found)) is not None:
