@@ -56,11 +56,15 @@ def make_trainer(
     folder: str,
 ) -> Any:
     """The trainer of the steps from `first` on. `reward` is asked by rlvr, once a step."""
-    make = {"rlvr": _grpo, "sft": _sft, "seqkd": _sft, "dpo": _dpo}[inputs.recipe]
     order = order_of(len(inputs.splits["train"]), inputs.steps(config) * config.batch_size, config.seed)[first * config.batch_size :]
+    arguments = _arguments(backbone, config, inputs.recipe, len(order) // config.batch_size, folder)
     common = {"model": backbone.peft, "processing_class": backbone.tokenizer, "callbacks": [callback], "optimizers": optimizers}
     with _kept_precision(backbone):
-        trainer = make(backbone, config, inputs, order, first, reward, common, folder)
+        if inputs.recipe == "rlvr":
+            trainer = _grpo(backbone, config, inputs.splits["train"], order, common, arguments, first, reward)
+        else:
+            make = _dpo if inputs.recipe == "dpo" else _sft
+            trainer = make(backbone, config, inputs.splits["train"], order, common, arguments)
     if REFERENCE_ADAPTER in backbone.peft.peft_config:
         _copy_to_reference(backbone)
     for one in list(trainer.callback_handler.callbacks):
@@ -116,15 +120,13 @@ class _Dpo(_Quiet, DPOTrainer):  # type: ignore[misc]
 def _grpo(
     backbone: Backbone,
     config: TrainConfig,
-    inputs: TrainingInputs,
+    examples: Sequence[Example],
     order: Sequence[int],
+    common: dict[str, Any],
+    arguments: dict[str, Any],
     first: int,
     reward: Reward,
-    common: dict[str, Any],
-    folder: str,
 ) -> Any:
-    examples = inputs.splits["train"]
-
     def sample(prompts: list[str], trainer: Any) -> dict[str, Any]:
         """An answer to each row of the step."""
         seeds = row_seeds(config.seed, "step", first + trainer.state.global_step, count=len(prompts))
@@ -140,8 +142,6 @@ def _grpo(
 
     rewarded.__name__ = "reward"
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func: its interface may change, the tests would see it
-    answers = config.batch_size * config.generations
-    micro = _divisor(answers, config.micro_batch_size)
     beta = config.beta or 0.0
     with _named_default(backbone, beta > 0):
         return _Grpo(
@@ -150,7 +150,7 @@ def _grpo(
             rollout_func=sample,
             train_dataset=Dataset.from_list([{"prompt": e.prompt, "index": index} for index, e in enumerate(examples)]).select(order),
             args=GRPOConfig(
-                **_arguments(backbone, config, len(order) // config.batch_size, micro, answers // micro, folder),
+                **arguments,
                 num_generations=config.generations,
                 max_completion_length=config.max_new_tokens,
                 temperature=config.temperature,
@@ -163,19 +163,16 @@ def _grpo(
 def _sft(
     backbone: Backbone,
     config: TrainConfig,
-    inputs: TrainingInputs,
+    examples: Sequence[Example],
     order: Sequence[int],
-    first: int,
-    reward: Reward,
     common: dict[str, Any],
-    folder: str,
+    arguments: dict[str, Any],
 ) -> Any:
-    micro = _divisor(config.batch_size, config.micro_batch_size)
     return _Sft(
         **common,
-        train_dataset=Dataset.from_list([encoded(backbone, e.prompt, e.response or "") for e in inputs.splits["train"]]).select(order),
+        train_dataset=Dataset.from_list([encoded(backbone, e.prompt, e.response or "") for e in examples]).select(order),
         args=SFTConfig(
-            **_arguments(backbone, config, len(order) // config.batch_size, micro, config.batch_size // micro, folder),
+            **arguments,
             train_sampling_strategy="sequential",
             shuffle_dataset=False,
             max_length=None,
@@ -186,14 +183,11 @@ def _sft(
 def _dpo(
     backbone: Backbone,
     config: TrainConfig,
-    inputs: TrainingInputs,
+    examples: Sequence[Example],
     order: Sequence[int],
-    first: int,
-    reward: Reward,
     common: dict[str, Any],
-    folder: str,
+    arguments: dict[str, Any],
 ) -> Any:
-    micro = _divisor(config.batch_size, config.micro_batch_size)
     chat = bool(backbone.tokenizer.chat_template)
 
     def message(role: str, text: str | None) -> Any:
@@ -201,14 +195,14 @@ def _dpo(
 
     pairs = [
         {"prompt": message("user", e.prompt), "chosen": message("assistant", e.chosen), "rejected": message("assistant", e.rejected)}
-        for e in inputs.splits["train"]
+        for e in examples
     ]
     with _named_default(backbone, True):
         return _Dpo(
             **common,
             train_dataset=Dataset.from_list(pairs).select(order),
             args=DPOConfig(
-                **_arguments(backbone, config, len(order) // config.batch_size, micro, config.batch_size // micro, folder),
+                **arguments,
                 train_sampling_strategy="sequential",
                 beta=DPO_BETA if config.beta is None else config.beta,
                 max_length=None,
@@ -216,13 +210,15 @@ def _dpo(
         )
 
 
-def _arguments(backbone: Backbone, config: TrainConfig, steps: int, micro: int, accumulated: int, folder: str) -> dict[str, Any]:
+def _arguments(backbone: Backbone, config: TrainConfig, recipe: Recipe, steps: int, folder: str) -> dict[str, Any]:
     """What all of trl's configs share. The course saves, measures and logs."""
+    rows = config.batch_size * (config.generations if recipe == "rlvr" else 1)
+    micro = _divisor(rows, config.micro_batch_size)
     return {
         "output_dir": folder,
         "max_steps": steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": accumulated,
+        "gradient_accumulation_steps": rows // micro,
         "max_grad_norm": config.max_grad_norm,
         "gradient_checkpointing": config.activation_checkpointing,
         "seed": config.seed,
