@@ -16,7 +16,7 @@ EXPLAINED = (
     "a teacher model of its own). **A′** is a subclass of it of thirty lines: expert and reference are adapters, on and off, of the "
     "student's own base, and the target is the mixed hidden state (λ = 1.5); *compacted*, it leaves out padding before the "
     "projection, as `trl` itself does on a GPU but not on a CPU. **B** has three models and full logits (λ = 1.5). Each has its own "
-    "fastest micro-batch; activation checkpointing, `trl`'s default, is off, as it is slower, but in **A, checkpointed**. **Ours, lean** "
+    "fastest micro-batch; activation checkpointing, `trl`'s default, is off but in **A, checkpointed**. **Ours, lean** "
     "is `gopd_merge` with `--activation-checkpointing --chunk-tokens 64`. Weights are random. Each contender has "
     "a process of its own, they take turns a step at a time, and nothing is timed before all have found the same loss and gradient.\n"
 )

@@ -218,8 +218,8 @@ def test_an_expert_of_random_noise_is_not_reported_as_an_improvement(adapters, t
             experts=experts,
             base=base,
             eval=True,
-            eval_prompts=400,
-            steps=12,
+            eval_prompts=200,
+            steps=8,
             batch_size=32,
             max_new_tokens=80,
         )

@@ -35,6 +35,7 @@ LEVEL = {
     "export": 6,
     "inspection": 6,
     "forecast": 6,
+    "workload": 5.5,
     "casting": 7,
     "chat": 7,
     "distillation": 8,
@@ -83,6 +84,7 @@ WITHOUT_TORCH = (
     "sweep_config",
     "tracking",
     "train_config",
+    "workload",
 )
 LIGHT = (
     *("experts.intake", "experts.base", "experts.decoder", "experts.token_counts"),

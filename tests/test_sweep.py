@@ -273,6 +273,7 @@ def kill_when(condition, command, cwd):
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_bytes_of_an_unbroken_sweep(adapters, tmp_path):
     options = ["--alphas", "1,1.5,2,3", "--steps", "20", "--batch-size", "4", "--max-new-tokens", "16", "--tune-limit", "12", "--no-eval"]
+    options += ["--quantize", "none"]  # quicker here
     command = [COMMAND, "sweep", "--experts", adapters / "math.lora", adapters / "code.lora", *options, "--json"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
