@@ -18,6 +18,7 @@ from gopd_merge.server import lora_room
 
 FREE_SHARE = 0.9  # of what is free on the GPU, which vLLM may take
 BLOCK = 128  # tokens: keys and values of a response take whole blocks, at most of this size
+BATCHED = 4096  # tokens of prompts that vLLM reads at once on a CPU, or one prompt
 SETTINGS = {  # of vLLM's processes; what the user has set stays
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
@@ -150,8 +151,9 @@ def llm_options(needs: Needs, on_gpu: bool) -> dict[str, Any]:
         "seed": needs.seed,
         "use_tqdm_on_load": False,
     }
-    if not on_gpu:
-        return options | {"enforce_eager": True}
+    if not on_gpu:  # a seeded prompt that is split over steps would end vLLM 0.32 there: it turns back a generator that cannot be
+        whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(BATCHED, needs.longest)}
+        return options | whole | {"enforce_eager": True}
     free, total = torch.cuda.mem_get_info()
     quantised = {"quantization": "bitsandbytes"} if needs.quantize == "nf4" else {}  # NF4 in blocks of 64, as it is here
     return options | quantised | {"enable_sleep_mode": True, "gpu_memory_utilization": FREE_SHARE * free / total}

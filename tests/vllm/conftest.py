@@ -61,7 +61,8 @@ def serve(tmp_path_factory):
         log = tmp_path_factory.mktemp("serve") / "log"
         # What `vllm serve` runs: that command itself asks for the version of a package "vllm", which the build for CPUs is not called.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--dtype", "float32", "--enforce-eager"]
-        command += ["--host", "127.0.0.1", "--port", port, "--max-model-len", LONGEST, "--kv-cache-memory-bytes", 64 << 20, *arguments]
+        command += ["--host", "127.0.0.1", "--port", port, "--max-model-len", LONGEST, "--kv-cache-memory-bytes", 64 << 20]
+        command += ["--no-enable-chunked-prefill", *arguments]  # as docs/rollouts.md says of CPUs
         with log.open("w") as file:
             process = subprocess.Popen(list(map(str, command)), env=os.environ | SETTINGS, stdout=file, stderr=subprocess.STDOUT)
         running.append(process)
