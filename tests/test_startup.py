@@ -1,11 +1,13 @@
 """Nobody waits for a library that is not needed: what a command imports in a process of its own."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from gopd_merge.cli import COMMANDS
+from gopd_merge.cli.quiet import SPINS, quieten_libraries
 
 LIBRARIES = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "scipy", "datasets", "pandas", "huggingface_hub", "plotly"}
 PROGRAM = """
@@ -59,3 +61,14 @@ def test_what_holds_a_model_is_imported_without_the_compiler():
     }
     assert "True" not in found["ours"]
     assert "True" in found["plain"]
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["nobody has said", "the user has", "the user has said how to wait"],
+)
+def test_threads_do_not_wait_long_at_the_expense_of_other_programs(monkeypatch, given, spins):
+    monkeypatch.setattr(os, "environ", dict(given))
+    quieten_libraries()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins

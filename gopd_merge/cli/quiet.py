@@ -7,13 +7,19 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+# How often a thread of GNU's OpenMP looks whether the others are done before it sleeps; 300,000 where nobody says. Beside a program that
+# kept one of two cores busy a merge of the embedded default then gave 80 to 115 tokens a second; 550 to 610 with this, 1,900 alone.
+SPINS = "10000"
+
 
 def quieten_libraries() -> None:
-    """Their progress bars and notices would hide ours; their errors still come through."""
+    """Their progress bars and notices would hide ours; their errors still come through. And threads do not wait at others' expense."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     warnings.filterwarnings("ignore", module="(transformers|peft|bitsandbytes|torch)")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # the forecast reports what it cannot do itself
