@@ -1,10 +1,11 @@
 """The tokens that a run will have to read and write: of every prompt that it asks, with responses at their limit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gopd_merge.config import AUTO_ALPHAS, MergeConfig
 from gopd_merge.errors import InputError
+from gopd_merge.evaluate.suites import Benchmark
 from gopd_merge.gathering import counter_of
 from gopd_merge.plan import Inputs
 from gopd_merge.prompts.mixing import PromptMixer
@@ -42,16 +43,16 @@ class Work:
 def count_work(config: MergeConfig, inputs: Inputs) -> Work:
     """Tokens of every prompt that the run will ask. Raises InputError for one that is too long for the base."""
     count, context = counter_of(inputs.base)
-    test_lengths: list[int] = []
-    for benchmark in inputs.test:
-        found = count([item.prompt for item in benchmark.items])
-        check_lengths(f"{benchmark.domain}'s test", found, config.max_new_tokens, context)
-        test_lengths += found
-    probed_lengths: list[int] = []
-    for benchmark in inputs.validation:
-        found = count([item.prompt for item in benchmark.items])
-        check_lengths(f"{benchmark.domain}'s validation", found, config.max_new_tokens, context)
-        probed_lengths += found
+
+    def checked(benchmarks: Iterable[Benchmark], split: str) -> list[int]:
+        lengths: list[int] = []
+        for benchmark in benchmarks:
+            found = count([item.prompt for item in benchmark.items])
+            check_lengths(f"{benchmark.domain}'s {split}", found, config.max_new_tokens, context)
+            lengths += found
+        return lengths
+
+    test_lengths, probed_lengths = checked(inputs.test, "test"), checked(inputs.validation, "validation")
     mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed)
     share = config.prompts_per_step // len(inputs.prompts)
     domains = tuple(
