@@ -1,6 +1,7 @@
 """What everybody is worth: base, experts, static merges that were tuned, and all seeds of every trained method, on the same questions."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from pieces import Piece
 from sizes import LOADING, RESPONSE, SAMPLING, Size
 
 from gopd_merge.comparison.concluding import Evaluation
+from gopd_merge.comparison.measuring import ANSWERS, TUNING
 from gopd_merge.comparison.run import compare
 from gopd_merge.disk import write_json
 from gopd_merge.eval_config import STATIC_RIVALS, CompareConfig
@@ -20,7 +22,15 @@ from gopd_merge.experts.static import RIVALS
 from gopd_merge.report.progress import Progress
 
 COMMAND = "python eval/real/study.py"
-LOCK = "evaluation"  # one process at a time writes there
+
+
+def link_answers(source: Path, target: Path) -> None:
+    """Every file of answers of one folder into another that does not have it, at once and whole."""
+    for kind in (ANSWERS, TUNING):
+        (target / kind).mkdir(parents=True, exist_ok=True)
+        for file in (source / kind).glob("*.jsonl"):
+            if not (target / kind / file.name).exists():
+                os.link(file, target / kind / file.name)
 
 
 @dataclass(frozen=True)
@@ -64,13 +74,19 @@ class Measuring:
 
     def measure(self, method: str, seed: int) -> None:
         """One trained merge; with the first of all, base and experts too."""
-        self.compare([self.merges.final(method, seed)], ())
-        self._note(f"{method}-{seed}")
+        self._beside(f"{method}-{seed}", self.merges.final(method, seed), ())
 
     def tune(self, rival: str) -> None:
         """One static merge: its grid on validation questions, its best on the test."""
-        self.compare([self.merges.final(next(iter(METHODS)), 0)], (rival,))
-        self._note(rival)
+        self._beside(rival, self.merges.final(next(iter(METHODS)), 0), (rival,))
+
+    def _beside(self, name: str, adapter: Path, rivals: Sequence[str]) -> None:
+        """In a folder of its own, as one process at a time writes in a folder; only whole files come back from it."""
+        own = self.folder / "pieces" / name
+        link_answers(self.folder, own)
+        self.compare([adapter], rivals, folder=own)
+        link_answers(own, self.folder)
+        self._note(name)
 
     def conclude(self) -> None:
         """All of them in one document; the results that are committed are it, without the answers and the curves."""
@@ -101,7 +117,7 @@ class Measuring:
         tokens = 4 * (8 * self.size.limit + 25 * self.size.tune) * RESPONSE
         return Piece(
             "four", "four experts measured", "four measured", LOADING + tokens / SAMPLING, self._mark("four").is_file, self.conclude_four,
-            ("four experts merged",), LOCK,
+            ("four experts merged",),
         )  # fmt: skip
 
     def pieces(self) -> list[Piece]:
@@ -112,6 +128,7 @@ class Measuring:
         for seed in range(self.size.seeds):
             for method in METHODS:
                 needs = (f"{method} seed {seed}",) if seed else tuple(f"{method} at {rate:g} validated" for rate in self.size.rates)
+                needs += (f"{first} seed 0 measured {at}",) if found else ()  # it asks base and experts too
                 run = partial(self.measure, method, seed)
                 found.append(self._piece(f"{method} seed {seed} measured {at}", "answers", asked, run, f"{method}-{seed}", needs))
         for rival in STATIC_RIVALS:
@@ -119,11 +136,11 @@ class Measuring:
             needs = (f"{first} seed 0 measured {at}",)
             found.append(self._piece(f"{rival} tuned {at}", rival, seconds, partial(self.tune, rival), rival, needs))
         names = tuple(piece.name for piece in found)
-        whole = Piece("report", f"conclusions {at}", "conclusions", 60, self._mark("all").is_file, self.conclude, names, LOCK)
+        whole = Piece("report", f"conclusions {at}", "conclusions", 60, self._mark("all").is_file, self.conclude, names)
         return [*found, whole]
 
     def _piece(self, name: str, kind: str, seconds: float, run: Callable[[], None], mark: str, needs: tuple[str, ...]) -> Piece:
-        return Piece("measure", name, kind, LOADING + seconds, self._mark(mark).is_file, run, needs, LOCK)
+        return Piece("measure", name, kind, LOADING + seconds, self._mark(mark).is_file, run, needs)
 
     def _mark(self, name: str) -> Path:
         return self.folder / "done" / name

@@ -31,7 +31,6 @@ class Piece:
     done: Callable[[], bool]
     run: Callable[[], None]
     needs: tuple[str, ...] = ()  # names of the pieces before it
-    lock: str | None = None  # pieces with the same one do not run at the same time
 
 
 class Board:
@@ -124,7 +123,7 @@ def _taken(board: Board, piece: Piece, told: Callable[[str], None]) -> bool:
     """Run it, unless another process does."""
     locks = board.work / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    name = (piece.lock or piece.name).replace("/", "-").replace(" ", "-")
+    name = piece.name.replace("/", "-").replace(" ", "-")
     try:
         with FileLock(locks / f"{name}.lock", blocking=False):
             if not board.is_done(piece):

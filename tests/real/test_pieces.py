@@ -30,13 +30,13 @@ def make(pieces, tmp_path):
     """make(name, needs=…, during=…): a piece that writes a file, after what it does first; the names of those that ran."""
     ran = []
 
-    def piece(name, *needs, during=lambda: None, kind="kind", stage="stage", seconds=10.0, lock=None):
+    def piece(name, *needs, during=lambda: None, kind="kind", stage="stage", seconds=10.0):
         def run():
             ran.append(name)
             during()
             (tmp_path / name).touch()
 
-        return pieces.Piece(stage, name, kind, seconds, (tmp_path / name).is_file, run, needs, lock)
+        return pieces.Piece(stage, name, kind, seconds, (tmp_path / name).is_file, run, needs)
 
     piece.ran = ran
     return piece
@@ -63,14 +63,6 @@ def test_a_piece_that_another_process_holds_is_left_to_it(pieces, make, tmp_path
     assert make.ran == ["mine"]
     assert pieces.work_on(pieces.Board(tmp_path, [theirs, mine]), [theirs, mine], None, silent)
     assert make.ran == ["mine", "theirs"]
-
-
-def test_pieces_that_share_a_lock_do_not_run_side_by_side(pieces, make, tmp_path):
-    (tmp_path / "locks").mkdir()
-    one = make("one", lock="shared")
-    with FileLock(tmp_path / "locks" / "shared.lock"):
-        assert not pieces.work_on(pieces.Board(tmp_path, [one]), [one], 0.1, silent)
-    assert make.ran == []
 
 
 def test_at_the_end_of_the_minutes_the_piece_is_stopped_and_later_goes_on(pieces, make, tmp_path, monkeypatch):

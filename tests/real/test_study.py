@@ -89,6 +89,17 @@ def test_the_rate_that_is_chosen_is_the_best_on_validation_and_the_lower_of_equa
         made.rate("seqkd")
 
 
+def test_answers_come_back_from_a_piece_whole_and_replace_none(tmp_path):
+    measuring = module("measuring")
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    for folder, name, text in ((shared, "base", "first"), (own, "base", "second"), (own, "merge", "answers")):
+        (folder / "answers").mkdir(parents=True, exist_ok=True)
+        (folder / "answers" / f"{name}.jsonl").write_text(text)
+    measuring.link_answers(own, shared)
+    assert {path.name: path.read_text() for path in (shared / "answers").iterdir()} == {"base.jsonl": "first", "merge.jsonl": "answers"}
+    measuring.link_answers(own, shared)  # what is there already is no error
+
+
 @pytest.mark.parametrize("recipe", ["sft", "rlvr"])
 @pytest.mark.parametrize("size", ["small", "full"])
 def test_the_options_of_an_expert_are_those_of_train_expert(tmp_path, size, recipe):
