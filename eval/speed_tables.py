@@ -1,9 +1,10 @@
 """The section "Side by side" of docs/speed.md and of eval/README.md, and its picture, out of eval/results/side_by_side.json."""
 
 import json
-from html import escape
 from pathlib import Path
 from typing import Any
+
+from pictures import write_bars
 
 RESULTS = Path("eval/results")
 PICTURE = Path("docs/side_by_side.svg")
@@ -173,32 +174,9 @@ def parity_table(document: Row) -> list[str]:
 
 def write_picture() -> None:
     """Seconds of each contender's step, rollout and the rest, as bars."""
-    document = json.loads((RESULTS / "side_by_side.json").read_text())
-    rows = [row for row in document["rows"] if row["work"] == "whole"]
-    groups = list(dict.fromkeys((row["model"], row["fill"]) for row in rows))
-    left, scale_width, bar, top = 130, 480, 18, 46
-    parts, y = [], top
-    for group in groups:
-        own = [row for row in rows if (row["model"], row["fill"]) == group]
-        longest = max(row["seconds"][WHOLE] for row in own)
-        parts.append(f'<text x="{left}" y="{y + 12}" font-weight="bold">{escape(f"{group[0]}, {group[1]} lengths")}</text>')
-        y += 20
-        for row in own:
-            x = float(left)
-            for phase, colour in ((ROLLOUT, "#9ecae1"), (BOTH, "#3182bd")):
-                width = row["seconds"][phase] / longest * scale_width
-                parts.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{bar - 4}" fill="{colour}"/>')
-                x += width
-            parts.append(f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{escape(row["contender"])}</text>')
-            parts.append(f'<text x="{x + 5:.1f}" y="{y + 11}">{row["seconds"][WHOLE]:.1f} s</text>')
-            y += bar
-        y += 14
-    legend = "".join(
-        f'<rect x="{left + 130 * i}" y="14" width="12" height="12" fill="{colour}"/><text x="{left + 130 * i + 17}" y="24">{phase}</text>'
-        for i, (phase, colour) in enumerate(((ROLLOUT, "#9ecae1"), (BOTH, "#3182bd")))
-    )
-    PICTURE.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + scale_width + 70}" height="{y}" font-family="sans-serif" font-size="12">\n'
-        f"<title>Seconds of an optimiser step</title>\n"
-        f'<rect width="100%" height="100%" fill="white"/>\n{legend}\n' + "\n".join(parts) + "\n</svg>\n"
-    )
+    groups: dict[str, list[tuple[str, dict[str, float], float]]] = {}
+    for row in json.loads((RESULTS / "side_by_side.json").read_text())["rows"]:
+        if row["work"] == "whole":
+            phases = {phase: row["seconds"][phase] for phase in (ROLLOUT, BOTH)}
+            groups.setdefault(f"{row['model']}, {row['fill']} lengths", []).append((row["contender"], phases, row["seconds"][WHOLE]))
+    write_bars(PICTURE, "Seconds of an optimiser step", groups)

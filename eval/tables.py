@@ -15,6 +15,7 @@ from method_tables import TABLES
 from run_tables import RESULTS, many_experts_table, processes_table, rollout_table, soak_table
 from speed_tables import PICTURE, side_by_side_tables, write_picture
 from step_tables import profile_table, startup_table
+from study_tables import four_tables, study_tables
 
 from gopd_merge.report.document import read_document
 from gopd_merge.report.tables import score_table
@@ -146,27 +147,6 @@ def real_table() -> list[str]:
     return lines
 
 
-def study_tables() -> list[str]:
-    """The study on the real model: what was made and how, then the comparison as `gopd-merge report` writes it."""
-    path = RESULTS / "smollm2_study.json"
-    document, study = read_document(path), json.loads(path.read_text())["study"]
-    made = [
-        f"| {domain} | {recipe} | {row['steps']} | {row['examples']['train']:,} | {row['seconds']['total'] / 60:.0f} |"
-        for domain, recipes in study["experts"].items()
-        for recipe, row in recipes.items()
-    ]
-    rates = ", ".join(f"{method} {rate:g}" for method, rate in study["learning_rates"].items())
-    return [
-        "\n## A real model, two experts and every way to merge them\n",
-        "SmolLM2-135M-Instruct in float32; experts by supervised fine-tuning and then reinforcement learning. Every trained method has the "
-        f"same steps, prompts and search for a learning rate ({rates}). {document.environment['device']}. Made by `{document.command}`.\n",
-        "| expert | recipe | steps | examples | minutes |\n|---|---|--:|--:|--:|",
-        *made,
-        "",
-        markdown_text(document),
-    ]
-
-
 def coverage_table() -> list[str]:
     document = json.loads((RESULTS / "interval_coverage.json").read_text())
     names = [name for name, value in document["rows"][0].items() if isinstance(value, dict)]
@@ -228,6 +208,7 @@ if __name__ == "__main__":
         ("rollout", rollout_table),
         ("smollm2", real_table),
         ("smollm2_study", study_tables),
+        ("smollm2_study_four", four_tables),
         ("interval_coverage", coverage_table),
         ("domains", domains_table),
         ("many_experts", many_experts_table),

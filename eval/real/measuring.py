@@ -99,6 +99,12 @@ class Measuring:
         study = {
             "data": json.loads((self.work / "data" / "data.json").read_text())["domains"],
             "experts": made,
+            "budget": {
+                "steps": self.size.merge_steps,
+                "batch_size": self.size.merge_batch,
+                "start": self.merges.start,
+                "tune": self.size.tune,
+            },
             "learning_rates": {method: self.merges.rate(method) for method in METHODS},
             "search": [json.loads(path.read_text()) for path in sorted((self.work / "search").glob("*.json"))],
         }
