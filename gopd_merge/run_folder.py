@@ -14,7 +14,7 @@ from typing import Any
 
 from gopd_merge import __version__
 from gopd_merge.config import MergeConfig, make_config
-from gopd_merge.disk import LOCK, alone, partial_of, remove, sync, sync_all, write_json
+from gopd_merge.disk import LOCK, alone, partial_of, read_json_lines, remove, sync, sync_all, write_json
 from gopd_merge.errors import InputError
 from gopd_merge.experts.intake import WEIGHTS
 from gopd_merge.plan import MANIFEST, Inputs, check_output, pin
@@ -112,6 +112,18 @@ def kept(output: Path) -> str:
     if not steps:
         return f"no step is saved; {output} was not touched"
     return f"step {steps[-1]} is saved, go on with: gopd-merge resume {shlex.quote(str(output))}"
+
+
+def left_by_a_stop(output: Path, stopped: str = "stopped", manifest: str = MANIFEST) -> str:
+    """What a run that a signal ended left, and how to go on, after the words that say what stopped it."""
+    if is_complete(output, manifest):
+        return f"stopped; {output} is complete"
+    if not partial_of(output).exists():
+        return f"{stopped} before anything was computed"
+    saved = (saved_steps(output) or [0])[-1]
+    done = len(read_json_lines(partial_of(output) / "metrics.jsonl"))
+    what = "everything is saved" if done == saved else f"step {saved} is saved"
+    return f"{stopped} at step {done}; {what}. Go on with: gopd-merge resume {shlex.quote(str(output))}"
 
 
 def check_unfinished(output: Path, overwrite: bool) -> None:

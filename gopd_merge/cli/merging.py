@@ -123,7 +123,7 @@ def _run(config: MergeConfig, inputs: "Inputs", resume: bool, as_json: bool, qui
     from gopd_merge.distill.engines import EngineError
     from gopd_merge.distill.remote import TeacherError
     from gopd_merge.report.progress import Progress, Silent
-    from gopd_merge.run_folder import kept
+    from gopd_merge.run_folder import kept, left_by_a_stop
 
     output, processes = config.output, launched()
     with Silent() if quiet or not processes.is_first else Progress() as listener:
@@ -134,7 +134,9 @@ def _run(config: MergeConfig, inputs: "Inputs", resume: bool, as_json: bool, qui
         except (EngineError, TeacherError, ProcessLost) as error:
             raise GopdError(f"{error}; {kept(output)}") from None
         except Interrupted as error:
-            raise Interrupted(_stopped(output, processes.count > 1), error.exit_code - 128) from None
+            launcher = "stopped by the launcher, as it was itself, or as another process of the run has ended,"
+            text = left_by_a_stop(output, launcher if processes.count > 1 else "stopped")
+            raise Interrupted(text, error.exit_code - 128) from None
     if not processes.is_first:
         return
     scale = result.scale
@@ -159,22 +161,6 @@ def _print_complete(config: MergeConfig, as_json: bool) -> None:
         print((config.output / MANIFEST).read_text(encoding="utf-8"), end="")
     else:
         print(f"{config.output} is complete, nothing is left to do")
-
-
-def _stopped(output: Path, launched: bool) -> str:
-    """What to say when a signal stopped a run, or its launcher: where, what is saved, how to go on."""
-    from gopd_merge.disk import partial_of, read_json_lines
-    from gopd_merge.run_folder import is_complete, saved_steps
-
-    steps = saved_steps(output)
-    if is_complete(output):
-        return f"stopped; {output} is complete"
-    by = "stopped by the launcher, as it was itself, or as another process of the run has ended," if launched else "stopped"
-    if not partial_of(output).exists():
-        return f"{by} before anything was computed"
-    done = len(read_json_lines(partial_of(output) / "metrics.jsonl"))
-    saved = "everything is saved" if done == (steps[-1] if steps else 0) else f"step {steps[-1] if steps else 0} is saved"
-    return f"{by} at step {done}; {saved}. Go on with: gopd-merge resume {shlex.quote(str(output))}"
 
 
 def summary(result: "MergeResult", config: MergeConfig) -> str:

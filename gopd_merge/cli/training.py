@@ -69,7 +69,7 @@ def run(config: TrainConfig, inputs: "TrainingInputs", resume: bool, as_json: bo
     stop_on_signals()
     import_libraries()
     from gopd_merge.report.training_progress import SilentTraining, TrainingProgress, score_text
-    from gopd_merge.run_folder import kept
+    from gopd_merge.run_folder import kept, left_by_a_stop
     from gopd_merge.training.run import train_expert as train
 
     output = config.output
@@ -79,7 +79,7 @@ def run(config: TrainConfig, inputs: "TrainingInputs", resume: bool, as_json: bo
         except OSError as error:
             raise GopdError(f"{error.filename or output}: {error.strerror or error}; {kept(output)}") from error
         except Interrupted as error:
-            raise Interrupted(_stopped(output), error.exit_code - 128) from None
+            raise Interrupted(left_by_a_stop(output, manifest=MANIFEST), error.exit_code - 128) from None
     document = result.document
     if as_json:
         print(dump_json(document, ensure_ascii=False))
@@ -105,16 +105,3 @@ def _print_complete(output: Path, as_json: bool) -> None:
         (output / MANIFEST).read_text(encoding="utf-8") if as_json else f"{output} is complete, nothing is left to do",
         end="" if as_json else "\n",
     )
-
-
-def _stopped(output: Path) -> str:
-    """What to say when a signal stopped a run: where, what is saved, how to go on."""
-    from gopd_merge.disk import partial_of
-    from gopd_merge.run_folder import is_complete, saved_steps
-
-    steps = saved_steps(output)
-    if is_complete(output, MANIFEST):
-        return f"stopped; {output} is complete"
-    if not partial_of(output).exists():
-        return "stopped before anything was computed"
-    return f"stopped at step {steps[-1] if steps else 0}; everything is saved. Go on with: gopd-merge resume {shlex.quote(str(output))}"
