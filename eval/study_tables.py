@@ -14,6 +14,7 @@ from gopd_merge.report.text import markdown_table, markdown_text
 from gopd_merge.report.verdict import verdict_of
 
 STUDY, FOUR = RESULTS / "smollm2_study.json", RESULTS / "smollm2_study_four.json"
+START = RESULTS / "smollm2_start.json"
 PICTURE = Path("docs/smollm2_study.svg")
 OWN = "own"
 
@@ -56,6 +57,27 @@ def four_tables() -> list[str]:
         "rate that the study of two chose.\n",
         markdown_text(document),
     ]
+
+
+def start_table() -> list[str]:
+    """One merge begun at the base and at the experts' average: how far from the target, and what it answers."""
+    document = json.loads(START.read_text())
+    first = document["rows"][0]
+    domains = list(first["domains"])
+    titles = [title for d in domains for title in (f"{d}, KL at step 1", f"{d}, last {document['last']} steps", f"{d} (%)")]
+    lines = [
+        f"SmolLM2-135M, experts by supervised fine-tuning and reinforcement learning, α = {first['alpha']:g}, {first['steps']} steps of "
+        f"{first['batch_size']} prompts, one seed: KL to the target on the student's own answers, nats a token, and right answers on "
+        f"{first['domains'][domains[0]]['asked']} validation questions a domain with 95 % intervals. Made by `{document['command']}`.\n",
+        f"| `--start` | {' | '.join(titles)} | seconds |\n|---|{'--:|' * (len(titles) + 1)}",
+    ]
+    for row in document["rows"]:
+        cells = []
+        for found in row["domains"].values():
+            score, low, high = (100 * value for value in (found["right"] / found["asked"], found["low"], found["high"]))
+            cells += [f"{found['kl_first']:.2f}", f"{found['kl_last']:.2f}", f"{score:.0f} ({low:.0f}–{high:.0f})"]
+        lines.append(f"| `{row['start']}` | {' | '.join(cells)} | {row['seconds']:.0f} |")
+    return lines
 
 
 def write_picture() -> None:

@@ -15,7 +15,7 @@ from method_tables import TABLES
 from run_tables import RESULTS, many_experts_table, processes_table, rollout_table, soak_table
 from speed_tables import PICTURE, side_by_side_tables, write_picture
 from step_tables import profile_table, startup_table
-from study_tables import four_tables, study_tables
+from study_tables import four_tables, start_table, study_tables
 
 from gopd_merge.report.document import read_document
 from gopd_merge.report.tables import score_table
@@ -227,7 +227,9 @@ if __name__ == "__main__":
     if (RESULTS / "embedded_seeds.json").is_file():
         Path("README.md").write_text(replace_between(Path("README.md").read_text(), "results", "\n".join(headline())))
     page = Path("docs/method.md").read_text()
-    for name, table in (TABLES | {"experts": lambda: many_experts_table()[1:]}).items():  # the page has a heading of its own
+    for name, table in (
+        TABLES | {"experts": lambda: many_experts_table()[1:], "real start": start_table}
+    ).items():  # the page has a heading of its own
         page = replace_between(page, f"results {name}", "\n".join(table()).strip())
     Path("docs/method.md").write_text(page)
     if (RESULTS / "processes.json").is_file():

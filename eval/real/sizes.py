@@ -34,12 +34,12 @@ SIZES = {
     "small": Size(
         about="an evening on two cores",
         generated=2000, questions=300, sft_steps=60, sft_batch=16, rlvr_steps=12, rlvr_prompts=8, generations=8, merge_steps=15,
-        merge_batch=16, rates=(5e-4, 1e-3, 2e-3), seeds=3, limit=150, tune=60,
+        merge_batch=16, rates=(3e-4, 1e-3), seeds=3, limit=150, tune=60,
     ),
     "full": Size(
         about="hours on one GPU, weeks on two cores",
         generated=20000, questions=1000, sft_steps=400, sft_batch=32, rlvr_steps=200, rlvr_prompts=32, generations=8, merge_steps=100,
-        merge_batch=64, rates=(2.5e-4, 5e-4, 1e-3, 2e-3), seeds=3, limit=1000, tune=300, max_new_tokens=128, lora_rank=32,
+        merge_batch=64, rates=(1e-4, 3e-4, 1e-3, 2e-3), seeds=3, limit=1000, tune=300, max_new_tokens=128, lora_rank=32,
     ),
 }  # fmt: skip
 

@@ -102,7 +102,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plan", action="store_true", help="only show what there is to do")
     parser.add_argument("--four", action="store_true", help="make two further experts, and merge all four")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the answers that are measured; 0 is greedy")
-    parser.add_argument("--start", default="none", help="where the student of every trained merge begins, as the merge's own --start")
+    parser.add_argument("--start", default="average", help="where the student of every trained merge begins, as the merge's own --start")
     parser.add_argument("--base", help="another base than SmolLM2: a model's folder")
     parser.add_argument("--generated-only", action="store_true", help="generated problems alone, neither public data nor public test sets")
     for name in ("gsm8k", "mbpp", "svamp", "humaneval"):

@@ -77,10 +77,10 @@ def test_every_method_has_the_same_budget_and_the_same_rates(tmp_path):
 
 
 def test_the_rate_that_is_chosen_is_the_best_on_validation_and_the_lower_of_equals(tmp_path):
-    merges, sizes, experts = module("merges"), module("sizes").SIZES["small"], module("experts")
+    merges, sizes, experts = module("merges"), module("sizes").SIZES["full"], module("experts")
     made = merges.Merges(tmp_path, sizes, experts.Experts(tmp_path, sizes, "base"))
     (tmp_path / "search").mkdir()
-    for rate, mean in zip(sizes.rates, (0.2, 0.5, 0.5), strict=True):
+    for rate, mean in zip(sizes.rates, (0.2, 0.5, 0.5, 0.3), strict=True):
         made.score_file("opd", rate).write_text(json.dumps({"mean": mean}))
     assert made.rate("opd") == sizes.rates[1]
     assert made.final("opd", 0) == made.searched("opd", sizes.rates[1])
