@@ -42,7 +42,6 @@ class Measuring:
     experts: Experts
     merges: Merges
     files: Mapping[str, str]  # local files of public suites
-    public: bool
     temperature: float
     output: Path
 
@@ -51,17 +50,14 @@ class Measuring:
         """Of the answers."""
         return self.work / "evaluation" / f"temperature-{self.temperature:g}"
 
-    @property
-    def suites(self) -> tuple[str, ...]:
+    def suites(self, public: bool) -> tuple[str, ...]:
         """The experts' own questions come last: those that share its validation questions are asked with its limit of tokens."""
-        return (*(str(SUITES[name]) for name in (SUITES if self.public else ())), "own")
+        return (*(str(SUITES[name]) for name in (SUITES if public else ())), "own")
 
-    def compare(
-        self, adapters: Sequence[Path], rivals: Sequence[str], suites: Sequence[str] | None = None, folder: Path | None = None
-    ) -> Evaluation:
+    def compare(self, adapters: Sequence[Path], rivals: Sequence[str], public: bool = False, folder: Path | None = None) -> Evaluation:
         """These adapters beside base, experts and these static merges."""
         config = CompareConfig(
-            adapters=tuple(map(str, adapters)), suite=tuple(suites or self.suites), data=self.files if self.public else {}, seed=0,
+            adapters=tuple(map(str, adapters)), suite=self.suites(public), data=self.files if public else {}, seed=0,
             rivals=tuple(rivals) or "none", limit=self.size.limit, tune_limit=self.size.tune, output=folder or self.folder, batch_size=64,
             temperature=self.temperature, quantize="none",
         )  # fmt: skip
@@ -72,25 +68,20 @@ class Measuring:
         """The runs that count, the headline's first."""
         return [path for method in METHODS for path in self.merges.finals(method)]
 
-    def measure(self, method: str, seed: int) -> None:
-        """One trained merge; with the first of all, base and experts too."""
-        self._beside(f"{method}-{seed}", self.merges.final(method, seed), ())
+    def ask(self, name: str, adapter: Path, rivals: Sequence[str], public: bool) -> None:
+        """An adapter, and a static merge after the search for its coefficients; with the first of all, base and experts too.
 
-    def tune(self, rival: str) -> None:
-        """One static merge: its grid on validation questions, its best on the test."""
-        self._beside(rival, self.merges.final(next(iter(METHODS)), 0), (rival,))
-
-    def _beside(self, name: str, adapter: Path, rivals: Sequence[str]) -> None:
-        """In a folder of its own, as one process at a time writes in a folder; only whole files come back from it."""
+        In a folder of its own, as one process at a time writes in a folder; only whole files come back from it.
+        """
         own = self.folder / "pieces" / name
         link_answers(self.folder, own)
-        self.compare([adapter], rivals, folder=own)
+        self.compare([adapter], rivals, public, own)
         link_answers(own, self.folder)
         self._note(name)
 
-    def conclude(self) -> None:
+    def conclude(self, name: str, public: bool) -> None:
         """All of them in one document; the results that are committed are it, without the answers and the curves."""
-        found = self.compare(self.finals(), STATIC_RIVALS)
+        found = self.compare(self.finals(), STATIC_RIVALS, public)
         made = {
             domain: {r: described(self.experts.path(domain, r)) for r in dict.fromkeys(("sft", self.experts.last(domain)))}
             for domain in GENERATORS
@@ -109,11 +100,11 @@ class Measuring:
             "search": [json.loads(path.read_text()) for path in sorted((self.work / "search").glob("*.json"))],
         }
         write_json(self.output, kept | {"study": study})
-        self._note("all")
+        self._note(name)
 
     def conclude_four(self) -> None:
         """The merge of four beside its experts and their tuned static merges, on the experts' own questions."""
-        found = self.compare([self.merges.four_path], ("average", "task_arithmetic", "ties"), ("own",), self.work / "evaluation" / "four")
+        found = self.compare([self.merges.four_path], ("average", "task_arithmetic", "ties"), folder=self.work / "evaluation" / "four")
         output = self.output.with_name(f"{self.output.stem}_four.json")
         write_json(output, {key: value for key, value in found.document.items() if key not in ("samples", "curves")})
         self._note("four")
@@ -126,27 +117,33 @@ class Measuring:
             ("four experts merged",),
         )  # fmt: skip
 
-    def pieces(self) -> list[Piece]:
-        """By method and seed, then by rival, then the whole."""
-        asked = self.size.limit * RESPONSE / SAMPLING * (2 + (2 * len(SUITES) if self.public else 0))
-        at = f"at temperature {self.temperature:g}"
-        first, found = next(iter(METHODS)), []
+    def pieces(self, public: bool = False) -> list[Piece]:
+        """By method and seed, then by rival, then the whole: on the experts' own questions, or on the public ones besides."""
+        stage, where = ("public", "on public questions") if public else ("measure", "on their own questions")
+        asked = self.size.limit * RESPONSE / SAMPLING * (2 * len(SUITES) if public else 2)
+        at = f"{where} at temperature {self.temperature:g}"
+        first, found = next(iter(METHODS)), list[Piece]()
+
+        def add(who: str, kind: str, seconds: float, adapter: Callable[[], Path], rivals: Sequence[str], needs: tuple[str, ...]) -> None:
+            """`adapter` is found when it is asked: which run is meant is known only after the search."""
+            mark, before = f"{who.replace(' ', '-')}-{stage}", (found[0].name,) if found else ()  # the first asks base and experts too
+            run = lambda: self.ask(mark, adapter(), rivals, public)  # noqa: E731
+            found.append(Piece(stage, f"{who} {at}", kind, LOADING + seconds, self._mark(mark).is_file, run, (*needs, *before)))
+
         for seed in range(self.size.seeds):
             for method in METHODS:
                 needs = (f"{method} seed {seed}",) if seed else tuple(f"{method} at {rate:g} validated" for rate in self.size.rates)
-                needs += (f"{first} seed 0 measured {at}",) if found else ()  # it asks base and experts too
-                run = partial(self.measure, method, seed)
-                found.append(self._piece(f"{method} seed {seed} measured {at}", "answers", asked, run, f"{method}-{seed}", needs))
+                add(f"{method} seed {seed} measured", f"answers {stage}", asked, partial(self.merges.final, method, seed), (), needs)
         for rival in STATIC_RIVALS:
-            seconds = asked + len(RIVALS[rival].grid) * 2 * self.size.tune * RESPONSE / SAMPLING
-            needs = (f"{first} seed 0 measured {at}",)
-            found.append(self._piece(f"{rival} tuned {at}", rival, seconds, partial(self.tune, rival), rival, needs))
+            tuned = 0 if public else len(RIVALS[rival].grid) * 2 * self.size.tune * RESPONSE / SAMPLING
+            add(f"{rival} tuned", f"{rival} {stage}", asked + tuned, partial(self.merges.final, first, 0), (rival,), ())
         names = tuple(piece.name for piece in found)
-        whole = Piece("report", f"conclusions {at}", "conclusions", 60, self._mark("all").is_file, self.conclude, names)
-        return [*found, whole]
-
-    def _piece(self, name: str, kind: str, seconds: float, run: Callable[[], None], mark: str, needs: tuple[str, ...]) -> Piece:
-        return Piece("measure", name, kind, LOADING + seconds, self._mark(mark).is_file, run, needs)
+        mark = f"{self.size.seeds}-seeds-{stage}"
+        run = partial(self.conclude, mark, public)
+        return [
+            *found,
+            Piece("public" if public else "report", f"conclusions {at}", "conclusions", 60, self._mark(mark).is_file, run, names),
+        ]
 
     def _mark(self, name: str) -> Path:
         return self.folder / "done" / name

@@ -7,13 +7,15 @@
 One command does everything, in pieces; it can be stopped or killed at any time and given again, and several processes may share the work
 (with OMP_NUM_THREADS=1 on each of two cores, say). After --minutes it stops where it is. `--plan` shows what there is to do and how long it
 takes. The experts learn word problems and short Python functions, generated ones and short rows of GSM8K and MBPP train, by supervised
-fine-tuning and then by reinforcement learning. Test sets: the generators' own, SVAMP, MBPP, HumanEval. With `--four` two further experts
-are made, and all four merged. Writes eval/results/smollm2_study.json; `gopd-merge report` makes the page.
+fine-tuning and then by reinforcement learning. Test sets: the generators' own, then SVAMP, MBPP and HumanEval. With `--four` two further
+experts are made, and all four merged. Writes eval/results/smollm2_study.json, first without the public test sets; `gopd-merge report` makes
+the page.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from base import make_base
@@ -28,25 +30,27 @@ from gopd_merge.disk import write_json
 from gopd_merge.errors import GopdError
 from gopd_merge.stopping import stop_on_signals
 
-STAGES = ("base", "data", "experts", "search", "merges", "measure", "report", "four")
+STAGES = ("base", "data", "experts", "search", "merges", "measure", "report", "public", "four")
 
 
 def pieces_of(options: argparse.Namespace) -> list[Piece]:
     """The whole study, in the order in which one process does it."""
     work, size, public = options.work, SIZES[options.size], not options.generated_only
+    size = replace(size, seeds=options.seeds or size.seeds)
     base, data = Path(options.base) if options.base else work / "base", work / "data"
     given = {"svamp-short": options.svamp, "mbpp-short": options.mbpp, "humaneval-short": options.humaneval}
     files = {name: file for name, file in given.items() if file}
     real = {"math": options.gsm8k, "code": options.mbpp}
     experts = Experts(work, size, str(base))
     merges = Merges(work, size, experts, options.start)
-    measuring = Measuring(work, size, experts, merges, files, public, options.temperature, options.output)
+    measuring = Measuring(work, size, experts, merges, files, options.temperature, options.output)
     found = [
         Piece("base", "base", "base", 20, (base / "config.json").is_file, lambda: make_base(base)),
         Piece("data", "data", "data", 20, (data / DOCUMENT).is_file, lambda: make_data(data, size, real, files, public)),
         *experts.pieces(),
         *merges.pieces(),
         *measuring.pieces(),
+        *(measuring.pieces(public=True) if public else ()),
     ]
     if options.four:
         further = data / "further.json"
@@ -101,6 +105,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=[], help="only pieces of these stages (default: all)")
     parser.add_argument("--plan", action="store_true", help="only show what there is to do")
     parser.add_argument("--four", action="store_true", help="make two further experts, and merge all four")
+    parser.add_argument("--seeds", type=int, help="of every trained method; more can be asked for later (default: those of the size)")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the answers that are measured; 0 is greedy")
     parser.add_argument("--start", default="average", help="where the student of every trained merge begins, as the merge's own --start")
     parser.add_argument("--base", help="another base than SmolLM2: a model's folder")
