@@ -15,12 +15,13 @@ from method_tables import TABLES
 from run_tables import RESULTS, many_experts_table, processes_table, rollout_table, soak_table
 from speed_tables import PICTURE, side_by_side_tables, write_picture
 from step_tables import profile_table, startup_table
-from study_tables import four_tables, start_table, study_tables
+from study_tables import STUDY, four_tables, start_table, study_tables
+from study_tables import headline as study_headline
+from study_tables import write_picture as write_scores_picture
 
 from gopd_merge.report.document import read_document
-from gopd_merge.report.tables import score_table
 from gopd_merge.report.terminal import label_of, parameters_text
-from gopd_merge.report.text import markdown_table, markdown_text
+from gopd_merge.report.text import markdown_text
 from gopd_merge.report.verdict import verdict_of
 
 DOMAINS = ("math", "code")
@@ -45,13 +46,12 @@ def seeds_tables() -> list[str]:
 
 
 def headline() -> list[str]:
-    """The README's own table."""
+    """What the README says of the embedded default."""
     document = read_document(RESULTS / "embedded_seeds.json")
+    n, seeds = max(row.n for row in document.results), max(len(row.seeds) for row in document.results)
     return [
-        f"{verdict_of(document).sentence} Accuracy in per cent at temperature 1 with 95 % intervals over questions; each α is the mean of "
-        f"{max(len(row.seeds) for row in document.results)} merges with different seeds:\n",
-        markdown_table(score_table(document)),
-        "\n[eval/README.md](eval/README.md) has the paired differences, what each domain kept, the spread over seeds and the cost.",
+        f"{verdict_of(document).sentence} (At temperature 1, {n:,} questions a domain, the mean of {seeds} seeds; "
+        "[all numbers](eval/README.md), with every α, every rival, the spread over seeds and the cost.)"
     ]
 
 
@@ -226,6 +226,9 @@ if __name__ == "__main__":
             page.write_text(replace_between(page.read_text(), block, "\n".join(lines())))
     if (RESULTS / "embedded_seeds.json").is_file():
         Path("README.md").write_text(replace_between(Path("README.md").read_text(), "results", "\n".join(headline())))
+    if STUDY.is_file():
+        write_scores_picture()
+        Path("README.md").write_text(replace_between(Path("README.md").read_text(), "study", "\n".join(study_headline())))
     page = Path("docs/method.md").read_text()
     for name, table in (
         TABLES | {"experts": lambda: many_experts_table()[1:], "real start": start_table}

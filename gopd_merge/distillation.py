@@ -71,7 +71,7 @@ def distill(
     mixer = PromptMixer(inputs.prompts, config.batch_size, config.seed, _order(config), config.steps)
     parameters = cast.backbone.student_parameters()
     optimizer, schedule = _optimizer(parameters, config)
-    alphas, watch, skipping = AlphaOfStep(config), Watch(config.steps), Skipping()
+    alphas, watch, skipping = AlphaOfStep(config), Watch(config.steps, could_begin_nearer=_could_begin_nearer(config)), Skipping()
     room = Room(config.micro_batch_size, config.chunk_tokens, listener.note, again=not config.shard_base)
     parts: dict[str, Part] = {"schedule": schedule, "alpha": alphas, "skipping": skipping, "room": room, "clock": clock}
     forgetting = Forgetting(cast, _turns(mixer, config.steps), _sizes(config)) if config.method == "alternate" else None
@@ -133,6 +133,11 @@ def distill(
                 )
             _warn(watch.look(row), listener, step + 1 if config.stop_on_divergence else None)
     return course.row, course.tokens
+
+
+def _could_begin_nearer(config: MergeConfig) -> bool:
+    """Whether --start average would be another start than the run has: a single expert's average is the expert, which teaches nothing."""
+    return config.start == "none" and len(config.experts) > 1 and config.teacher_base is None
 
 
 def _optimizer(

@@ -22,6 +22,9 @@ from gopd_merge.distill.windows import (
 NO_DIFFERENCE = 1e-4  # nats a token between a student that has just begun and its target
 AT_THE_LIMIT = 0.5  # of the responses
 ALL = 0.99  # of the responses
+DISTANT = (
+    0.3  # nats a token at λ = 1 between the base and an expert: a KL that goes by λ². Experts by reinforcement learning are below 0.15
+)
 FAR = 0.5  # of the first window's KL to target: a student that is still, or again, there does not follow
 CLIPPED = 0.1  # of the tokens
 APART, FURTHER = 0.02, 3.0  # nats a token, and times the first window's: an engine's log-probs that are so far off are another student's
@@ -50,9 +53,13 @@ class Course:
 class Watch:
     """Looks at every step's metrics; after each window of a domain's own steps it says what looks wrong."""
 
-    def __init__(self, steps: int, window: int = WINDOW) -> None:
-        """`steps` is how many the whole run has. One that has no two windows is too short to be judged, and hears little."""
+    def __init__(self, steps: int, window: int = WINDOW, could_begin_nearer: bool = False) -> None:
+        """`steps` is how many the whole run has. One that has no two windows is too short to be judged, and hears little.
+
+        `could_begin_nearer`: the student begins at the base, and there is an average of experts that it could begin at.
+        """
         self.steps, self.window = steps, window
+        self._checks = CHECKS if could_begin_nearer else {kind: check for kind, check in CHECKS.items() if check is not distant}
         self._rows: dict[str, list[DomainMetrics]] = {}  # of the window that is not yet full
         self._courses: dict[str, Course] = {}
         self._said: set[tuple[str, str]] = set()  # (domain, kind)
@@ -79,7 +86,7 @@ class Watch:
         before = self._courses.get(domain, Course(now, now, now, now, done, done))
         course = replace(before, previous=before.now, now=now, earlier=before.done, done=done)
         warnings = []
-        for kind, check in CHECKS.items():
+        for kind, check in self._checks.items():
             warning = check(course)
             if warning and (domain, kind) not in self._said:
                 self._said.add((domain, kind))
@@ -102,6 +109,17 @@ def no_difference(course: Course) -> str | None:
     return (
         f"the expert does not differ from its reference on these prompts (KL to target {now.kl_to_target:.2g}, reward {now.reward:+.2g} "
         "nats a token), so --alpha has no effect; check that this is the right adapter and that it was trained for such prompts"
+    )
+
+
+def distant(course: Course) -> str | None:
+    """Judged on the first window alone: what the base says, the expert would never say, so that it has to judge the wrong answers."""
+    now = course.now
+    if now is not course.first or now.kl_to_target is None or now.kl_to_target < DISTANT * max(1.0, now.alpha or 1.0) ** 2:
+        return None
+    return (
+        f"the base is far from the expert (KL to target {now.kl_to_target:.3g} nats a token at the start), whose answers it hardly ever "
+        "gives; begin nearer with --start average, or give the student many --steps"
     )
 
 
@@ -212,7 +230,8 @@ def stale(course: Course) -> str | None:
 
 
 CHECKS: dict[str, Callable[[Course], str | None]] = {
-    check.__name__: check for check in (no_difference, entropy, limit, endless, length, rising_kl, not_followed, clipped, disliked, stale)
+    check.__name__: check
+    for check in (no_difference, distant, entropy, limit, endless, length, rising_kl, not_followed, clipped, disliked, stale)
 }
 DIVERGENCE = {check.__name__ for check in (entropy, endless, rising_kl)}  # what --stop-on-divergence ends a run for
 

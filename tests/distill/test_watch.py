@@ -33,8 +33,8 @@ def course(*windows, **always):
     return rows
 
 
-def heard(rows, steps=None):
-    watch = Watch(steps or len(rows))
+def heard(rows, steps=None, **options):
+    watch = Watch(steps or len(rows), **options)
     return [(row["step"], sign.text) for row in rows for sign in watch.look(row)]
 
 
@@ -61,6 +61,23 @@ def test_answers_cut_off_from_the_start_are_no_matter_of_alpha():
     step, warning = heard(real("cut_off"))[0]
     assert step == 5
     assert warning == "code: 100% of the responses end at the limit of their length; raise --max-new-tokens"
+
+
+def test_experts_that_the_base_is_far_from_are_heard_after_the_first_window():
+    """SmolLM2-135M and experts fine-tuned on answers in another form, begun at the base and at the experts' average; 15 steps."""
+    warnings = heard(real("far_from_the_base"), 15, could_begin_nearer=True)
+    far = [(step, text.split(" (")[0]) for step, text in warnings if "--start average" in text]
+    assert far == [(5, f"{domain}: the base is far from the expert") for domain in ("code", "math")]
+    assert not any("--start average" in text for _, text in heard(real("far_from_the_base"), 15))
+    assert heard(real("from_the_average"), 15, could_begin_nearer=True) == []
+    assert heard(real("healthy"), could_begin_nearer=True) == []
+
+
+def test_how_far_the_base_may_be_goes_by_the_square_of_alpha():
+    for alpha, limit in ((0.5, 0.3), (1.0, 0.3), (2.0, 1.2)):
+        near, far = (course({"kl_to_target": limit * factor}, alpha=alpha) for factor in (0.9, 1.1))
+        assert heard(near, could_begin_nearer=True) == []
+        assert [step for step, text in heard(far, could_begin_nearer=True) if "--start average" in text] == [5]
 
 
 def test_a_target_out_of_reach_is_heard_near_the_end():
