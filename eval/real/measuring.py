@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data import GENERATORS, SUITES
 from experts import Experts, described
-from merges import METHODS, Merges
+from merges import LONGER_RUNS, METHODS, Merges
 from pieces import Piece
 from sizes import LOADING, RESPONSE, SAMPLING, Size
 
@@ -102,20 +102,30 @@ class Measuring:
         write_json(self.output, kept | {"study": study})
         self._note(name)
 
-    def conclude_four(self) -> None:
-        """The merge of four beside its experts and their tuned static merges, on the experts' own questions."""
-        found = self.compare([self.merges.four_path], ("average", "task_arithmetic", "ties"), folder=self.work / "evaluation" / "four")
-        output = self.output.with_name(f"{self.output.stem}_four.json")
+    def conclude_further(self, name: str, adapters: Sequence[Path], rivals: Sequence[str]) -> None:
+        """A document of its own, on the experts' own questions, of merges that are not of the study's budget."""
+        found = self.compare(adapters, rivals, folder=self.work / "evaluation" / name)
+        output = self.output.with_name(f"{self.output.stem}_{name}.json")
         write_json(output, {key: value for key, value in found.document.items() if key not in ("samples", "curves")})
-        self._note("four")
+        self._note(name)
+
+    def longer(self) -> Piece:
+        """The merges with more steps beside what the study answered already."""
+
+        def run() -> None:
+            link_answers(self.folder, self.work / "evaluation" / "longer")
+            self.conclude_further("longer", [self.merges.longer_path(name) for name in LONGER_RUNS], STATIC_RIVALS)
+
+        seconds = LOADING + len(LONGER_RUNS) * 2 * self.size.limit * RESPONSE / SAMPLING
+        needs = (*LONGER_RUNS, self.pieces()[-1].name)
+        return Piece("longer", "longer merges measured", "longer measured", seconds, self._mark("longer").is_file, run, needs)
 
     def four(self) -> Piece:
-        """Four experts, measured."""
-        tokens = 4 * (8 * self.size.limit + 25 * self.size.tune) * RESPONSE
-        return Piece(
-            "four", "four experts measured", "four measured", LOADING + tokens / SAMPLING, self._mark("four").is_file, self.conclude_four,
-            ("four experts merged",),
-        )  # fmt: skip
+        """Four experts, measured, with their tuned static merges."""
+        seconds = LOADING + 4 * (8 * self.size.limit + 25 * self.size.tune) * RESPONSE / SAMPLING
+        run = partial(self.conclude_further, "four", [self.merges.four_path], ("average", "task_arithmetic", "ties"))
+        needs = ("four experts merged",)
+        return Piece("four", "four experts measured", "four measured", seconds, self._mark("four").is_file, run, needs)
 
     def pieces(self, public: bool = False) -> list[Piece]:
         """By method and seed, then by rival, then the whole: on the experts' own questions, or on the public ones besides."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,13 @@ METHODS: dict[str, dict[str, Any]] = {  # the first is what the comparisons are 
     "opd": {"method": "opd"},
     "seqkd": {"method": "seqkd"},
 }
+LONGER = 4  # times the steps of the others, for what more of them would give: a method, and where it begins (None: as the others)
+LONGER_RUNS: dict[str, tuple[str, str | None]] = {
+    "exopd-longer": ("exopd-1.25", None),
+    "opd-longer": ("opd", None),
+    "exopd-longer-from-base": ("exopd-1.25", "none"),
+}
+LONGER_SEED = 9  # none of the others', whose answers are in the same folder
 SEARCHED = 0  # the seed at which rates are tried; the run at the chosen rate is that seed's run
 
 
@@ -115,6 +122,24 @@ class Merges:
                 needs = tuple(f"{method} at {rate:g} validated" for rate in self.size.rates)
                 found.append(Piece("merges", f"{method} seed {seed}", self.kind(method), self.seconds(), _complete(output), run, needs))
         return found
+
+    def longer(self) -> list[Piece]:
+        """Merges with more steps, of one seed. From the base, where there is further to go, at the highest rate of the search."""
+        more = replace(self.size, merge_steps=LONGER * self.size.merge_steps)
+        found = []
+        for name, (method, start) in LONGER_RUNS.items():
+            made = replace(self, size=more, start=start or self.start)
+            rate = (lambda: max(self.size.rates)) if start else partial(self.rate, method)
+            run = made._runner(self.longer_path(name), rate, LONGER_SEED, METHODS[method])
+            needs = tuple(f"{method} at {one:g} validated" for one in self.size.rates)
+            found.append(
+                Piece("longer", name, f"{self.kind(method)} longer", made.seconds(), _complete(self.longer_path(name)), run, needs)
+            )
+        return found
+
+    def longer_path(self, name: str) -> Path:
+        """One of them."""
+        return self.work / "merges" / f"{name}.lora"
 
     def four(self) -> Piece:
         """The same with four experts; the first method at its own rate."""

@@ -7,9 +7,9 @@
 One command does everything, in pieces; it can be stopped or killed at any time and given again, and several processes may share the work
 (with OMP_NUM_THREADS=1 on each of two cores, say). After --minutes it stops where it is. `--plan` shows what there is to do and how long it
 takes. The experts learn word problems and short Python functions, generated ones and short rows of GSM8K and MBPP train, by supervised
-fine-tuning and then by reinforcement learning. Test sets: the generators' own, then SVAMP, MBPP and HumanEval. With `--four` two further
-experts are made, and all four merged. Writes eval/results/smollm2_study.json, first without the public test sets; `gopd-merge report` makes
-the page.
+fine-tuning and then by reinforcement learning. Test sets: the generators' own, then SVAMP, MBPP and HumanEval. Three merges of
+more steps show what the budget costs. With `--four` two further experts are made, and all four merged. Writes
+eval/results/smollm2_study.json, first without the public test sets; `gopd-merge report` makes the page.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from gopd_merge.disk import write_json
 from gopd_merge.errors import GopdError
 from gopd_merge.stopping import stop_on_signals
 
-STAGES = ("base", "data", "experts", "search", "merges", "measure", "report", "public", "four")
+STAGES = ("base", "data", "experts", "search", "merges", "measure", "report", "public", "longer", "four")
 
 
 def pieces_of(options: argparse.Namespace) -> list[Piece]:
@@ -51,6 +51,8 @@ def pieces_of(options: argparse.Namespace) -> list[Piece]:
         *merges.pieces(),
         *measuring.pieces(),
         *(measuring.pieces(public=True) if public else ()),
+        *merges.longer(),
+        measuring.longer(),
     ]
     if options.four:
         further = data / "further.json"
