@@ -26,6 +26,7 @@ def study(tmp_path, monkeypatch):
     merges, measuring, study = module("merges"), module("measuring"), module("study")
     for one in (merges, measuring):
         monkeypatch.setattr(one, "METHODS", {"exopd-1.25": merges.METHODS["exopd-1.25"]})
+        monkeypatch.setattr(one, "LONGER_RUNS", {"exopd-longer-from-base": ("exopd-1.25", "none")})
     monkeypatch.setattr(measuring, "STATIC_RIVALS", ("average",))
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     (tmp_path / "adapters").symlink_to(ROOT / "adapters")
@@ -48,6 +49,10 @@ def test_the_smallest_study_goes_through_every_stage_and_is_then_complete(study,
     assert methods == {("base", None), ("expert:math", None), ("expert:code", None), ("average", None), ("exopd", 1.25)}
     assert document["study"]["learning_rates"] == {"exopd-1.25": 0.001}
     assert str(tmp_path) not in json.dumps(document)  # what is committed names no place
+    longer = json.loads((tmp_path / "out_longer.json").read_text())
+    assert methods == {(row["method"], row["alpha"]) for row in longer["results"]}
+    manifest = json.loads((work / "merges" / "exopd-longer-from-base.lora" / "merge.json").read_text())
+    assert (manifest["config"]["steps"], manifest["config"]["start"]) == (4, "none")
     timed = (work / "times.jsonl").read_text()
     capsys.readouterr()
     assert study() == 0
