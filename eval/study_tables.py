@@ -14,6 +14,7 @@ from gopd_merge.report.text import markdown_table, markdown_text
 from gopd_merge.report.verdict import verdict_of
 
 STUDY, FOUR = RESULTS / "smollm2_study.json", RESULTS / "smollm2_study_four.json"
+LONGER = RESULTS / "smollm2_study_longer.json"
 START = RESULTS / "smollm2_start.json"
 PICTURE = Path("docs/smollm2_study.svg")
 OWN = "own"
@@ -44,6 +45,16 @@ def study_tables() -> list[str]:
         "\nThe search: mean accuracy over both domains' validation questions, in per cent; the best rate is that of all seeds.\n",
         *_search(study),
         "",
+        markdown_text(document),
+    ]
+
+
+def longer_tables() -> list[str]:
+    """What four times the steps give."""
+    document = read_document(LONGER)
+    return [
+        "\n## A real model, four times the steps\n",
+        "Merges of the same two experts, of one seed, begun at the experts' average and at the base, beside the same static merges.\n",
         markdown_text(document),
     ]
 

@@ -15,7 +15,7 @@ from method_tables import TABLES
 from run_tables import RESULTS, many_experts_table, processes_table, rollout_table, soak_table
 from speed_tables import PICTURE, side_by_side_tables, write_picture
 from step_tables import profile_table, startup_table
-from study_tables import STUDY, four_tables, start_table, study_tables
+from study_tables import STUDY, four_tables, longer_tables, start_table, study_tables
 from study_tables import headline as study_headline
 from study_tables import write_picture as write_scores_picture
 
@@ -208,6 +208,7 @@ if __name__ == "__main__":
         ("rollout", rollout_table),
         ("smollm2", real_table),
         ("smollm2_study", study_tables),
+        ("smollm2_study_longer", longer_tables),
         ("smollm2_study_four", four_tables),
         ("interval_coverage", coverage_table),
         ("domains", domains_table),
