@@ -3,9 +3,11 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from data import GENERATORS, SUITES
 from experts import Experts, described
@@ -29,8 +31,13 @@ def link_answers(source: Path, target: Path) -> None:
     for kind in (ANSWERS, TUNING):
         (target / kind).mkdir(parents=True, exist_ok=True)
         for file in (source / kind).glob("*.jsonl"):
-            if not (target / kind / file.name).exists():
+            with suppress(FileExistsError):  # another process may be as far
                 os.link(file, target / kind / file.name)
+
+
+def committed(found: Evaluation) -> dict[str, Any]:
+    """The results that are committed: the document without the answers and the curves."""
+    return {key: value for key, value in found.document.items() if key not in ("samples", "curves")}
 
 
 @dataclass(frozen=True)
@@ -68,25 +75,24 @@ class Measuring:
         """The runs that count, the headline's first."""
         return [path for method in METHODS for path in self.merges.finals(method)]
 
-    def ask(self, name: str, adapter: Path, rivals: Sequence[str], public: bool) -> None:
+    def ask(self, name: str, adapter: Callable[[], Path], rivals: Sequence[str], public: bool) -> None:
         """An adapter, and a static merge after the search for its coefficients; with the first of all, base and experts too.
 
         In a folder of its own, as one process at a time writes in a folder; only whole files come back from it.
         """
         own = self.folder / "pieces" / name
         link_answers(self.folder, own)
-        self.compare([adapter], rivals, public, own)
+        self.compare([adapter()], rivals, public, own)
         link_answers(own, self.folder)
         self._note(name)
 
     def conclude(self, name: str, public: bool) -> None:
-        """All of them in one document; the results that are committed are it, without the answers and the curves."""
+        """All of them in one document, with how they were made."""
         found = self.compare(self.finals(), STATIC_RIVALS, public)
         made = {
             domain: {r: described(self.experts.path(domain, r)) for r in dict.fromkeys(("sft", self.experts.last(domain)))}
             for domain in GENERATORS
         }
-        kept = {key: value for key, value in found.document.items() if key not in ("samples", "curves")}
         study = {
             "data": json.loads((self.work / "data" / "data.json").read_text())["domains"],
             "experts": made,
@@ -99,14 +105,14 @@ class Measuring:
             "learning_rates": {method: self.merges.rate(method) for method in METHODS},
             "search": [json.loads(path.read_text()) for path in sorted((self.work / "search").glob("*.json"))],
         }
-        write_json(self.output, kept | {"study": study})
+        write_json(self.output, committed(found) | {"study": study})
         self._note(name)
 
     def conclude_further(self, name: str, adapters: Sequence[Path], rivals: Sequence[str]) -> None:
         """A document of its own, on the experts' own questions, of merges that are not of the study's budget."""
         found = self.compare(adapters, rivals, folder=self.work / "evaluation" / name)
         output = self.output.with_name(f"{self.output.stem}_{name}.json")
-        write_json(output, {key: value for key, value in found.document.items() if key not in ("samples", "curves")})
+        write_json(output, committed(found))
         self._note(name)
 
     def longer(self) -> Piece:
@@ -137,8 +143,9 @@ class Measuring:
         def add(who: str, kind: str, seconds: float, adapter: Callable[[], Path], rivals: Sequence[str], needs: tuple[str, ...]) -> None:
             """`adapter` is found when it is asked: which run is meant is known only after the search."""
             mark, before = f"{who.replace(' ', '-')}-{stage}", (found[0].name,) if found else ()  # the first asks base and experts too
-            run = lambda: self.ask(mark, adapter(), rivals, public)  # noqa: E731
-            found.append(Piece(stage, f"{who} {at}", kind, LOADING + seconds, self._mark(mark).is_file, run, (*needs, *before)))
+            run = partial(self.ask, mark, adapter, rivals, public)
+            done = self._mark(mark).is_file
+            found.append(Piece(stage, f"{who} {at}", kind, LOADING + seconds, done, run, (*needs, *before)))
 
         for seed in range(self.size.seeds):
             for method in METHODS:

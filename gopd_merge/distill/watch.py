@@ -22,9 +22,7 @@ from gopd_merge.distill.windows import (
 NO_DIFFERENCE = 1e-4  # nats a token between a student that has just begun and its target
 AT_THE_LIMIT = 0.5  # of the responses
 ALL = 0.99  # of the responses
-DISTANT = (
-    0.3  # nats a token at λ = 1 between the base and an expert: a KL that goes by λ². Experts by reinforcement learning are below 0.15
-)
+DISTANT = 0.3  # nats a token at λ = 1 from the base to an expert; the KL to the target goes by λ²
 FAR = 0.5  # of the first window's KL to target: a student that is still, or again, there does not follow
 CLIPPED = 0.1  # of the tokens
 APART, FURTHER = 0.02, 3.0  # nats a token, and times the first window's: an engine's log-probs that are so far off are another student's
